@@ -1,0 +1,188 @@
+"""What a node must not forget: two protocols and the changes that they take.
+
+``TaskStore`` is the origin's memory (tasks, idempotency keys, events, callbacks, audit). ``AttemptStore`` is
+the target's (what runs here, reports not yet acknowledged) and is always local. Both take a list of changes
+as one transaction; when ``commit`` returns, the changes survive power loss.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeAlias
+
+from edgeorch.model import Event, Kept, Run, Task, TaskState
+
+
+class PutTask(Kept, frozen=True, kw_only=True):
+    """Insert or replace a task."""
+
+    task: Task
+
+
+class DropTask(Kept, frozen=True, kw_only=True):
+    """Forget an ended task, with its events."""
+
+    task_id: str
+
+
+class PutEvent(Kept, frozen=True, kw_only=True):
+    """Append an event; the store assigns ``seq`` and passes the numbered event to its subscribers."""
+
+    event: Event
+
+
+class PutKey(Kept, frozen=True, kw_only=True):
+    """Remember an Idempotency-Key. ``scope`` is the token's name, ``body`` the SHA-256 of the body."""
+
+    scope: str
+    key: str
+    body: bytes
+    task_ids: tuple[str, ...]
+    expires_at: float
+
+
+class Callback(Kept, frozen=True, kw_only=True):
+    """One status callback that waits to be delivered; ``address`` is the checked IP address or empty."""
+
+    id: str
+    task_id: str
+    number: int
+    url: str
+    address: str = ""
+    body: bytes
+    created_at: float
+
+
+class PutCallback(Kept, frozen=True, kw_only=True):
+    """Add a callback to the outbox."""
+
+    callback: Callback
+
+
+class DropCallback(Kept, frozen=True, kw_only=True):
+    """A callback was delivered or given up."""
+
+    id: str
+
+
+class PutAudit(Kept, frozen=True, kw_only=True):
+    """Remember who did what."""
+
+    at: float
+    token: str
+    via: str
+    action: str
+    subject: str
+
+
+class PutRun(Kept, frozen=True, kw_only=True):
+    """Insert or replace what this node runs for an origin."""
+
+    run: Run
+
+
+class DropRun(Kept, frozen=True, kw_only=True):
+    """The origin has acknowledged the end: forget the run."""
+
+    key: str
+
+
+TaskChange: TypeAlias = PutTask | DropTask | PutEvent | PutKey | PutCallback | DropCallback | PutAudit
+AttemptChange: TypeAlias = PutRun | DropRun
+
+
+class TaskFilter(Kept, frozen=True, kw_only=True):
+    """Which tasks to list, newest first. ``before`` is a task id: only older ones."""
+
+    states: tuple[TaskState, ...] = ()
+    name: str | None = None
+    node: str | None = None
+    """Node id: tasks whose newest attempt is there."""
+    parent: str | None = None
+    owner: str | None = None
+    """Token name."""
+    before: str | None = None
+    limit: int = 100
+
+
+class TaskStore(Protocol):
+    """The origin's memory.
+
+    Every method raises ``StorageError`` when the disk is full, read-only or failing; nothing of a failed
+    ``commit`` is kept. Reads see every commit that has returned.
+    """
+
+    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
+        """Apply all or nothing, durably. Returns the events among the changes, now numbered."""
+        ...
+
+    async def task(self, task_id: str) -> Task | None:
+        """One task."""
+        ...
+
+    async def tasks(self, which: TaskFilter) -> list[Task]:
+        """Tasks, newest id first."""
+        ...
+
+    async def open_tasks(self) -> list[Task]:
+        """Every task that has not ended, oldest first: what a start has to take up again."""
+        ...
+
+    async def children(self, parent: str) -> list[Task]:
+        """The tasks of a parent, oldest first."""
+        ...
+
+    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+        """A remembered Idempotency-Key that has not expired."""
+        ...
+
+    async def events(self, task_id: str | None, after: int, limit: int) -> list[Event]:
+        """Events with ``seq > after``, oldest first, of one task or all."""
+        ...
+
+    async def callbacks(self) -> list[Callback]:
+        """The outbox, oldest first."""
+        ...
+
+    async def prune(self, ended_before: float) -> list[str]:
+        """Forget tasks that ended before this time, and expired keys. Returns the forgotten task ids."""
+        ...
+
+
+class AttemptStore(Protocol):
+    """The target's memory; the rules of ``TaskStore`` hold."""
+
+    @property
+    def store_id(self) -> str:
+        """Random id of this database: made with it, gone with it."""
+        ...
+
+    @property
+    def boot(self) -> int:
+        """How often this database has been opened, this time included."""
+        ...
+
+    async def commit_runs(self, changes: Sequence[AttemptChange]) -> None:
+        """Apply all or nothing, durably."""
+        ...
+
+    async def run(self, key: str) -> Run | None:
+        """One run by its key."""
+        ...
+
+    async def runs(self) -> list[Run]:
+        """Everything that is not yet acknowledged by its origin, oldest first."""
+        ...
+
+
+class LocalStore(TaskStore, AttemptStore, Protocol):
+    """One database that holds both, so that one transaction can span them (origin is target)."""
+
+    async def commit_both(
+        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
+    ) -> tuple[Event, ...]:
+        """Apply all of both or nothing, durably. Returns the numbered events."""
+        ...
+
+
+def events_of(changes: Iterable[TaskChange]) -> list[Event]:
+    """The events among the changes, in order."""
+    return [change.event for change in changes if isinstance(change, PutEvent)]
