@@ -50,6 +50,29 @@ class NativeService(Written, frozen=True, kw_only=True, tag_field="driver", tag=
 Service: TypeAlias = ContainerService | NativeService
 
 
+class ContainerFacts(Kept, frozen=True, kw_only=True):
+    """What a container wants from its host, for ``policy``; empty where it wants nothing.
+
+    Options are kept as the user would recognise them (``--cap-add NET_ADMIN``, ``--pid host``).
+    """
+
+    binds: tuple[str, ...] = ()
+    """Host paths that it mounts: ``-v``, ``--mount type=bind``, local volumes made from a host folder."""
+    privileged: bool = False
+    namespaces: tuple[str, ...] = ()
+    """Options that share a namespace of the host or of another container."""
+    capabilities: tuple[str, ...] = ()
+    """Capabilities that it adds."""
+    devices: tuple[str, ...] = ()
+    """Devices of the host and device cgroup rules."""
+    security_opts: tuple[str, ...] = ()
+    """Security options that weaken the default (``seccomp=unconfined``)."""
+    other: tuple[str, ...] = ()
+    """Other options that reach beyond the container: ``--volumes-from``, ``--cgroup-parent``, …"""
+    option_files: tuple[str, ...] = ()
+    """Files of the node that its options read: ``--env-file``, ``--label-file``, a seccomp profile."""
+
+
 class Placement(Written, frozen=True, kw_only=True):
     """Where a task may run. ``self_`` (``self`` in JSON): may the accepting node itself be chosen."""
 
