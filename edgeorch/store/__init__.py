@@ -142,6 +142,10 @@ class TaskStore(Protocol):
         """The outbox, oldest first."""
         ...
 
+    async def audit(self, limit: int) -> list[PutAudit]:
+        """The newest audit records, newest first."""
+        ...
+
     async def prune(self, ended_before: float) -> list[str]:
         """Forget tasks that ended before this time, and expired keys. Returns the forgotten task ids."""
         ...

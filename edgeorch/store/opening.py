@@ -1,0 +1,95 @@
+"""Open the database file: lock, check, repair, migrate, count the start."""
+
+import fcntl
+import os
+import sqlite3
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeorch.errors import StartError
+from edgeorch.store.connection import connect, storage_error
+from edgeorch.store.migrations import migrate
+from edgeorch.store.repair import prepare
+
+
+@dataclass(frozen=True)
+class Database:
+    """An open database.
+
+    Attributes:
+        writer: the connection that commits.
+        reader: the connection that only reads.
+        lock: file descriptor whose lock keeps a second node out.
+        store_id: see ``AttemptStore``.
+        boot: see ``AttemptStore``.
+        set_aside: where a damaged predecessor went at this start, or None.
+    """
+
+    writer: sqlite3.Connection
+    reader: sqlite3.Connection
+    lock: int
+    store_id: str
+    boot: int
+    set_aside: Path | None
+
+    def close(self) -> None:
+        """Move the write-ahead log into the database and let go of the files; the reader is closed before."""
+        try:
+            # On a full disk the log stays beside the file and is read at the next start.
+            with suppress(sqlite3.Error):
+                self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self.writer.close()
+            os.close(self.lock)
+
+
+def open_database(path: Path, now: float, new_id: str) -> Database:
+    """Open or make the database at ``path``. Blocks; run it in a thread.
+
+    Args:
+        path: the file; its folder is made (0700) when absent, the file with 0600.
+        now: seconds since the epoch, for the name of a file that is set aside.
+        new_id: ``store_id`` of a database made anew.
+
+    Raises:
+        StartError: another node uses the file, or it cannot be opened, or belongs to a newer release.
+    """
+    try:
+        with ExitStack() as stack:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = _lock(path)
+            stack.callback(os.close, lock)
+            set_aside = prepare(path, now)
+            writer = stack.enter_context(closing(connect(path)))
+            migrate(writer)
+            store_id, boot = _start(writer, new_id)
+            reader = stack.enter_context(closing(connect(path)))
+            reader.execute("PRAGMA query_only = ON")
+            stack.pop_all()
+    except sqlite3.Error as error:
+        mapped = storage_error(error)
+        raise StartError(f"{path}: {mapped.detail}", hint=mapped.hint) from error
+    except OSError as error:
+        hint = "check node.state_dir, its owner and its disk"
+        raise StartError(f"{error.filename or path}: {error.strerror}", hint=hint) from error
+    return Database(writer, reader, lock, store_id, boot, set_aside)
+
+
+def _lock(path: Path) -> int:
+    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StartError(f"another node uses {path}", hint="stop it, or set another node.state_dir") from None
+    return lock
+
+
+def _start(writer: sqlite3.Connection, new_id: str) -> tuple[str, int]:
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE meta SET value = ? WHERE name = 'store_id' AND value = ''", (new_id,))
+    writer.execute("UPDATE meta SET value = value + 1 WHERE name = 'boot'")
+    known = dict(writer.execute("SELECT name, value FROM meta").fetchall())
+    writer.execute("COMMIT")
+    return str(known["store_id"]), int(known["boot"])

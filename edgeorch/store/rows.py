@@ -1,0 +1,172 @@
+"""Changes as SQL statements, and rows back into structs. No I/O."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias, TypeVar
+
+import msgspec
+import structlog
+
+from edgeorch.errors import StorageError
+from edgeorch.model import Event, Run, Task
+from edgeorch.store import (
+    AttemptChange,
+    Callback,
+    DropCallback,
+    DropRun,
+    DropTask,
+    PutAudit,
+    PutCallback,
+    PutEvent,
+    PutKey,
+    PutRun,
+    PutTask,
+    TaskChange,
+    TaskFilter,
+)
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+Statement: TypeAlias = tuple[str, tuple[object, ...]]
+
+PUT_EVENT = "INSERT INTO events (task, body) VALUES (?, ?)"
+"""The one statement whose row id the caller gets back."""
+
+OPEN_TASKS = "SELECT body FROM tasks WHERE state IN ('waiting', 'placing', 'running') ORDER BY id"
+RUNS = "SELECT body FROM runs ORDER BY accepted_at, rowid"
+
+_PUT_TASK = """INSERT INTO tasks (id, state, name, node, parent, owner, ended_at, body)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET state = excluded.state, name = excluded.name, node = excluded.node,
+    parent = excluded.parent, owner = excluded.owner, ended_at = excluded.ended_at, body = excluded.body"""
+_PUT_KEY = """INSERT INTO keys (scope, key, expires_at, body) VALUES (?, ?, ?, ?)
+    ON CONFLICT (scope, key) DO UPDATE SET expires_at = excluded.expires_at, body = excluded.body"""
+_PUT_CALLBACK = """INSERT INTO callbacks (id, created_at, body) VALUES (?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, body = excluded.body"""
+_PUT_RUN = """INSERT INTO runs (key, accepted_at, body) VALUES (?, ?, ?)
+    ON CONFLICT (key) DO UPDATE SET accepted_at = excluded.accepted_at, body = excluded.body"""
+
+_encode = msgspec.msgpack.Encoder().encode
+TASK = msgspec.msgpack.Decoder(Task)
+EVENT = msgspec.msgpack.Decoder(Event)
+KEY = msgspec.msgpack.Decoder(PutKey)
+CALLBACK = msgspec.msgpack.Decoder(Callback)
+AUDIT = msgspec.msgpack.Decoder(PutAudit)
+RUN = msgspec.msgpack.Decoder(Run)
+
+
+def statements(changes: Iterable[TaskChange | AttemptChange]) -> list[Statement]:
+    """The SQL of each change, in order."""
+    return [statement for change in changes for statement in _statements(change)]
+
+
+def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:
+    match change:
+        case PutTask(task=task):
+            node = task.current.node if task.current else None
+            owner = task.caller.token
+            row = (
+                task.id,
+                task.state.value,
+                task.name,
+                node,
+                task.parent,
+                owner,
+                task.ended_at,
+                _encode(task),
+            )
+            yield _PUT_TASK, row
+        case PutEvent(event=event):
+            yield PUT_EVENT, (event.task, _encode(event))
+        case PutRun(run=run):
+            yield _PUT_RUN, (run.offer.key, run.accepted_at, _encode(run))
+        case DropRun(key=key):
+            yield "DELETE FROM runs WHERE key = ?", (key,)
+        case PutKey():
+            yield _PUT_KEY, (change.scope, change.key, change.expires_at, _encode(change))
+        case PutCallback(callback=callback):
+            yield _PUT_CALLBACK, (callback.id, callback.created_at, _encode(callback))
+        case DropCallback(id=number):
+            yield "DELETE FROM callbacks WHERE id = ?", (number,)
+        case PutAudit():
+            yield "INSERT INTO audit (at, body) VALUES (?, ?)", (change.at, _encode(change))
+        case DropTask(task_id=task_id):
+            yield "DELETE FROM events WHERE task = ?", (task_id,)
+            yield "DELETE FROM tasks WHERE id = ?", (task_id,)
+
+
+def keep_event(event: Event) -> Statement:
+    """An event with the number it already has; for carrying over from a damaged database."""
+    return "INSERT OR IGNORE INTO events (seq, task, body) VALUES (?, ?, ?)", (
+        event.seq,
+        event.task,
+        _encode(event),
+    )
+
+
+def listing(which: TaskFilter) -> Statement:
+    """The query of a task listing: the filter runs on one narrow index, bodies are read for the hits only."""
+    where: list[str] = []
+    values: list[object] = []
+    if which.states:
+        where.append(f"state IN ({', '.join('?' * len(which.states))})")
+        values += [state.value for state in which.states]
+    for column in ("name", "node", "parent", "owner"):
+        value = getattr(which, column)
+        if value is not None:
+            where.append(f"{column} = ?")
+            values.append(value)
+    if which.before is not None:
+        where.append("id < ?")
+        values.append(which.before)
+    hits = f"SELECT id FROM tasks INDEXED BY tasks_list WHERE {' AND '.join(where) or '1'}"  # noqa: S608  our own words
+    return (
+        f"SELECT body FROM tasks WHERE id IN ({hits} ORDER BY id DESC LIMIT ?) ORDER BY id DESC",  # noqa: S608  as above
+        (*values, max(which.limit, 0)),
+    )
+
+
+def prunable(ended_before: float, limit: int) -> Statement:
+    """Ids of tasks that ended before a time; a child waits for its parent, which always ends last."""
+    return (
+        """SELECT id FROM tasks WHERE ended_at < ? AND state NOT IN ('waiting', 'placing', 'running')
+        AND NOT EXISTS (SELECT 1 FROM tasks AS p WHERE p.id = tasks.parent
+                        AND (p.ended_at IS NULL OR p.ended_at >= ?))
+        ORDER BY ended_at, id LIMIT ?""",
+        (ended_before, ended_before, limit),
+    )
+
+
+def decode(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    """One row's struct.
+
+    Raises:
+        StorageError: the row is damaged.
+    """
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        raise StorageError(
+            f"a row of the database cannot be read: {error}",
+            hint="restart the node: it checks the database and carries over what can be read",
+        ) from None
+
+
+def decode_all(decoder: msgspec.msgpack.Decoder[T], rows: Iterable[tuple[bytes]]) -> list[T]:
+    """Every row's struct; a damaged one is logged and left out, so that it does not hide the others."""
+    found = []
+    for (body,) in rows:
+        try:
+            found.append(decode(decoder, body))
+        except StorageError as error:
+            log.error("left a damaged row out of a listing", error=error.detail)  # noqa: TRY400  all is said
+    return found
+
+
+def events(rows: Iterable[tuple[int, bytes]]) -> list[Event]:
+    """Events with the numbers that their rows have."""
+    return [
+        msgspec.structs.replace(event, seq=seq)
+        for seq, body in rows
+        for event in decode_all(EVENT, [(body,)])
+    ]

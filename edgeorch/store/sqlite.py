@@ -1,0 +1,315 @@
+"""The store on SQLite: one thread that commits everything waiting at once, one connection that reads.
+
+Group commit: while a transaction is on its way to the disk, further calls queue; they share the next
+transaction and its one flush. So the rate grows with the number of callers while each waits for at most two
+flushes. A call alone costs one hop to the thread and back.
+"""
+
+import queue
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from edgeorch.errors import StorageError
+from edgeorch.model import Event, Run, Task
+from edgeorch.seams import Seams
+from edgeorch.store import (
+    AttemptChange,
+    Callback,
+    DropTask,
+    PutAudit,
+    PutKey,
+    TaskChange,
+    TaskFilter,
+    events_of,
+    rows,
+)
+from edgeorch.store.connection import hits_everyone, storage_error, storage_errors
+from edgeorch.store.opening import Database, open_database
+
+T = TypeVar("T")
+_PRUNE_STEP = 200
+"""Tasks forgotten per transaction, so that a large clean-up does not hold up commits."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """One caller's changes and what became of them; ``numbers`` are its events' in order."""
+
+    statements: list[rows.Statement]
+    numbers: list[int] = field(default_factory=list)
+    error: BaseException | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Counters since the start.
+
+    Attributes:
+        commits: calls that were asked for.
+        transactions: transactions that they shared.
+        failures: calls that failed.
+        waiting: calls not answered yet.
+    """
+
+    commits: int
+    transactions: int
+    failures: int
+    waiting: int
+
+
+class SqliteStore:
+    """A ``LocalStore`` in one SQLite file.
+
+    ``serve`` opens it; other methods raise ``StorageError`` before and after. A caller that is cancelled
+    while its commit is under way does not learn the outcome: all of its changes are applied or none.
+    """
+
+    def __init__(self, path: Path, seams: Seams | None = None) -> None:
+        self._path = path
+        self._seams = seams or Seams()
+        # Callers wait for their answer, so the queue holds at most one call per waiting task.
+        self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._writing = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(1)
+        self._database: Database | None = None
+        self._closed = True
+        self._commits = self._answered = self._transactions = self._failures = 0
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Open the database, commit what is asked for, and close it when cancelled.
+
+        Stop it after everything that may still commit: what is queued by then is written, later calls fail.
+
+        Raises:
+            StartError: see ``open_database``.
+        """
+        new_id = f"{self._seams.rng.getrandbits(80):020x}"
+        database = self._database = await trio.to_thread.run_sync(
+            open_database, self._path, self._seams.wall(), new_id, limiter=self._writing
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_writer, database.writer)
+                self._closed = False
+                task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._closed = True
+                    self._queue.put(None)
+        finally:
+            with trio.CancelScope(shield=True):  # bounded by one read and one checkpoint
+                await trio.to_thread.run_sync(database.reader.close, limiter=self._reading)
+                await trio.to_thread.run_sync(database.close, limiter=self._writing)
+
+    async def _run_writer(self, connection: sqlite3.Connection) -> None:
+        token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope(shield=True):  # the thread ends by the None that serve() queues
+            await trio.to_thread.run_sync(
+                self._write, connection, token, limiter=self._writing, thread_name="edgeorch-store"
+            )
+
+    def _write(self, connection: sqlite3.Connection, token: trio.lowlevel.TrioToken) -> None:
+        """The writer thread: take all that waits, commit it together, wake its callers."""
+        stopping = False
+        while not stopping:
+            taken = [self._queue.get()]
+            while not self._queue.empty():
+                taken.append(self._queue.get())
+            calls = [call for call in taken if call is not None]
+            stopping = len(calls) < len(taken)
+            self._transactions += _apply(connection, calls)
+            token.run_sync_soon(self._wake, calls)
+
+    def _wake(self, calls: list[_Call]) -> None:
+        for call in calls:
+            self._answered += 1
+            self._failures += call.error is not None
+            call.done.set()
+
+    async def _submit(self, statements: list[rows.Statement]) -> list[int]:
+        if self._closed:
+            raise StorageError("the node is stopping and stores nothing more")
+        if not statements:
+            await trio.lowlevel.checkpoint()
+            return []
+        call = _Call(statements)
+        self._commits += 1
+        self._queue.put(call)
+        await call.done.wait()
+        if isinstance(call.error, sqlite3.Error):
+            raise storage_error(call.error) from call.error
+        if call.error is not None:
+            raise call.error
+        return call.numbers
+
+    async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        if self._closed or self._database is None:
+            raise StorageError("the node is stopping and reads nothing more")
+        with storage_errors():
+            return await trio.to_thread.run_sync(ask, self._database.reader, limiter=self._reading)
+
+    # TaskStore
+
+    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
+        """See ``TaskStore``."""
+        return await self.commit_both(changes, ())
+
+    async def task(self, task_id: str) -> Task | None:
+        """See ``TaskStore``."""
+        return await self._read(
+            lambda db: _one(db, rows.TASK, "SELECT body FROM tasks WHERE id = ?", task_id)
+        )
+
+    async def tasks(self, which: TaskFilter) -> list[Task]:
+        """See ``TaskStore``."""
+        return await self._read(lambda db: _all(db, rows.TASK, *rows.listing(which)))
+
+    async def open_tasks(self) -> list[Task]:
+        """See ``TaskStore``."""
+        return await self._read(lambda db: _all(db, rows.TASK, rows.OPEN_TASKS))
+
+    async def children(self, parent: str) -> list[Task]:
+        """See ``TaskStore``."""
+        sql = "SELECT body FROM tasks WHERE parent = ? ORDER BY id"
+        return await self._read(lambda db: _all(db, rows.TASK, sql, (parent,)))
+
+    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+        """See ``TaskStore``."""
+        sql = "SELECT body FROM keys WHERE scope = ? AND key = ? AND expires_at > ?"
+        return await self._read(lambda db: _one(db, rows.KEY, sql, scope, key, now))
+
+    async def events(self, task_id: str | None, after: int, limit: int) -> list[Event]:
+        """See ``TaskStore``."""
+        where, values = ("task = ? AND ", (task_id,)) if task_id is not None else ("", ())
+        sql = f"SELECT seq, body FROM events WHERE {where}seq > ? ORDER BY seq LIMIT ?"  # noqa: S608  our own words
+        return await self._read(lambda db: rows.events(db.execute(sql, (*values, after, max(limit, 0)))))
+
+    async def callbacks(self) -> list[Callback]:
+        """See ``TaskStore``."""
+        sql = "SELECT body FROM callbacks ORDER BY created_at, rowid"
+        return await self._read(lambda db: _all(db, rows.CALLBACK, sql))
+
+    async def audit(self, limit: int) -> list[PutAudit]:
+        """See ``TaskStore``."""
+        sql = "SELECT body FROM audit ORDER BY number DESC LIMIT ?"
+        return await self._read(lambda db: _all(db, rows.AUDIT, sql, (max(limit, 0),)))
+
+    async def prune(self, ended_before: float) -> list[str]:
+        """See ``TaskStore``. Works in steps, so that commits go on meanwhile."""
+        await self._submit(
+            [
+                ("DELETE FROM keys WHERE expires_at <= ?", (self._seams.wall(),)),
+                ("DELETE FROM audit WHERE at < ?", (ended_before,)),
+            ]
+        )
+        gone: list[str] = []
+        sql, values = rows.prunable(ended_before, _PRUNE_STEP)
+        while step := await self._read(lambda db: [task_id for (task_id,) in db.execute(sql, values)]):
+            await self._submit(rows.statements(DropTask(task_id=task_id) for task_id in step))
+            gone += step
+        return gone
+
+    # AttemptStore
+
+    @property
+    def store_id(self) -> str:
+        """See ``AttemptStore``."""
+        return self._database.store_id if self._database else ""
+
+    @property
+    def boot(self) -> int:
+        """See ``AttemptStore``."""
+        return self._database.boot if self._database else 0
+
+    @property
+    def set_aside(self) -> Path | None:
+        """Where a damaged predecessor went at this start: the node must then ask its peers what it forgot."""
+        return self._database.set_aside if self._database else None
+
+    async def commit_runs(self, changes: Sequence[AttemptChange]) -> None:
+        """See ``AttemptStore``."""
+        await self.commit_both((), changes)
+
+    async def run(self, key: str) -> Run | None:
+        """See ``AttemptStore``."""
+        return await self._read(lambda db: _one(db, rows.RUN, "SELECT body FROM runs WHERE key = ?", key))
+
+    async def runs(self) -> list[Run]:
+        """See ``AttemptStore``."""
+        return await self._read(lambda db: _all(db, rows.RUN, rows.RUNS))
+
+    # LocalStore
+
+    async def commit_both(
+        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
+    ) -> tuple[Event, ...]:
+        """See ``LocalStore``."""
+        numbers = await self._submit(rows.statements([*tasks, *runs]))
+        replace = msgspec.structs.replace
+        return tuple(replace(event, seq=seq) for event, seq in zip(events_of(tasks), numbers, strict=True))
+
+    def statistics(self) -> Statistics:
+        """Counters for the metrics."""
+        return Statistics(self._commits, self._transactions, self._failures, self._commits - self._answered)
+
+
+def _one(
+    connection: sqlite3.Connection, decoder: msgspec.msgpack.Decoder[T], sql: str, *values: object
+) -> T | None:
+    row = connection.execute(sql, values).fetchone()
+    return rows.decode(decoder, row[0]) if row else None
+
+
+def _all(
+    connection: sqlite3.Connection,
+    decoder: msgspec.msgpack.Decoder[T],
+    sql: str,
+    values: tuple[object, ...] = (),
+) -> list[T]:
+    return rows.decode_all(decoder, connection.execute(sql, values))
+
+
+def _apply(connection: sqlite3.Connection, calls: list[_Call]) -> int:
+    """Commit the calls together, or, where one of them cannot be stored, each by itself.
+
+    A failed statement may end the whole transaction (sqlite.org/lang_transaction.html, "response to errors"),
+    so there is nothing to gain from savepoints: going over the calls again is the rare case.
+
+    Returns:
+        Transactions used.
+    """
+    begun = False
+    if not calls:
+        return 0
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        begun = True
+        cursor = connection.cursor()
+        for call in calls:
+            call.numbers.clear()
+            for sql, values in call.statements:
+                cursor.execute(sql, values)
+                if sql is rows.PUT_EVENT:
+                    call.numbers.append(cursor.lastrowid or 0)
+        connection.execute("COMMIT")
+    except BaseException as error:  # noqa: BLE001  handed to the callers, who raise it
+        if connection.in_transaction:
+            try:
+                connection.execute("ROLLBACK")
+            except sqlite3.Error as second:
+                second.__context__ = error
+                error = second
+        if not begun or len(calls) == 1 or hits_everyone(error):
+            for call in calls:
+                call.error = error
+            return 1
+        return sum(_apply(connection, [call]) for call in calls)
+    return 1

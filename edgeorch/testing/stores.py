@@ -1,0 +1,285 @@
+"""The store's twins for tests: one in memory, without threads, and one that fails on demand."""
+
+from collections.abc import Iterable, Sequence
+from copy import copy
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from edgeorch.errors import StorageError
+from edgeorch.model import Event, Run, Task
+from edgeorch.seams import Seams
+from edgeorch.store import (
+    AttemptChange,
+    Callback,
+    DropCallback,
+    DropRun,
+    DropTask,
+    LocalStore,
+    PutAudit,
+    PutCallback,
+    PutEvent,
+    PutKey,
+    PutRun,
+    PutTask,
+    TaskChange,
+    TaskFilter,
+)
+
+T = TypeVar("T")
+
+
+class MemoryStore:
+    """A ``LocalStore`` in memory: the rules of ``SqliteStore``, and every call is one Trio checkpoint.
+
+    Nothing waits on a thread, so it may be used with Trio's MockClock.
+    """
+
+    def __init__(self, seams: Seams | None = None, *, store_id: str = "memory", boot: int = 1) -> None:
+        self._seams = seams or Seams()
+        self.store_id = store_id
+        self.boot = boot
+        self.set_aside: Path | None = None
+        self._seq = 0
+        self._tasks: dict[str, Task] = {}
+        self._events: list[Event] = []
+        self._keys: dict[tuple[str, str], PutKey] = {}
+        self._callbacks: dict[str, Callback] = {}
+        self._audit: list[PutAudit] = []
+        self._runs: dict[str, Run] = {}
+
+    def reopened(self) -> "MemoryStore":
+        """The store as the next start of the node finds it; later changes to one do not show in the other."""
+        twin = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, dict | list):
+                setattr(twin, name, copy(value))
+        twin.boot += 1
+        return twin
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take the place of ``SqliteStore.serve``: nothing to open, nothing to close."""
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
+        """See ``TaskStore``."""
+        return await self.commit_both(changes, ())
+
+    async def commit_runs(self, changes: Sequence[AttemptChange]) -> None:
+        """See ``AttemptStore``."""
+        await self.commit_both((), changes)
+
+    async def commit_both(
+        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
+    ) -> tuple[Event, ...]:
+        """See ``LocalStore``."""
+        changes = [*tasks, *runs]
+        msgspec.msgpack.encode(changes)  # what cannot be stored fails here, before anything is applied
+        await trio.lowlevel.checkpoint()
+        return tuple(event for change in changes for event in self._apply(change))
+
+    def _apply(self, change: TaskChange | AttemptChange) -> Iterable[Event]:
+        match change:
+            case PutTask(task=task):
+                self._tasks[task.id] = task
+            case DropTask(task_id=task_id):
+                self._tasks.pop(task_id, None)
+                self._events = [event for event in self._events if event.task != task_id]
+            case PutEvent(event=event):
+                self._seq += 1
+                numbered = msgspec.structs.replace(event, seq=self._seq)
+                self._events.append(numbered)
+                return (numbered,)
+            case PutKey():
+                self._keys[change.scope, change.key] = change
+            case PutCallback(callback=callback):
+                self._callbacks[callback.id] = callback
+            case DropCallback(id=number):
+                self._callbacks.pop(number, None)
+            case PutAudit():
+                self._audit.append(change)
+            case PutRun(run=run):
+                self._runs[run.offer.key] = run
+            case DropRun(key=key):
+                self._runs.pop(key, None)
+        return ()
+
+    async def task(self, task_id: str) -> Task | None:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        return self._tasks.get(task_id)
+
+    async def tasks(self, which: TaskFilter) -> list[Task]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        found = [self._tasks[task_id] for task_id in sorted(self._tasks, reverse=True)]
+        return [task for task in found if _matches(task, which)][: max(which.limit, 0)]
+
+    async def open_tasks(self) -> list[Task]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        return [task for _, task in sorted(self._tasks.items()) if not task.state.terminal]
+
+    async def children(self, parent: str) -> list[Task]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        return [task for _, task in sorted(self._tasks.items()) if task.parent == parent]
+
+    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        found = self._keys.get((scope, key))
+        return found if found and found.expires_at > now else None
+
+    async def events(self, task_id: str | None, after: int, limit: int) -> list[Event]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        found = [e for e in self._events if e.seq > after and (task_id is None or e.task == task_id)]
+        return found[: max(limit, 0)]
+
+    async def callbacks(self) -> list[Callback]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        return sorted(self._callbacks.values(), key=lambda callback: callback.created_at)
+
+    async def audit(self, limit: int) -> list[PutAudit]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        return self._audit[::-1][: max(limit, 0)]
+
+    async def prune(self, ended_before: float) -> list[str]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        now = self._seams.wall()
+        self._keys = {name: key for name, key in self._keys.items() if key.expires_at > now}
+        self._audit = [record for record in self._audit if record.at >= ended_before]
+        gone = [task for task in self._tasks.values() if self._prunable(task, ended_before)]
+        gone.sort(key=lambda task: (task.ended_at, task.id))
+        for task in gone:
+            self._apply(DropTask(task_id=task.id))
+        return [task.id for task in gone]
+
+    def _prunable(self, task: Task, ended_before: float) -> bool:
+        parent = self._tasks.get(task.parent or "")
+        ended = [one.ended_at if one.ended_at is not None else ended_before for one in (task, parent) if one]
+        return task.state.terminal and max(ended) < ended_before
+
+    async def run(self, key: str) -> Run | None:
+        """See ``AttemptStore``."""
+        await trio.lowlevel.checkpoint()
+        return self._runs.get(key)
+
+    async def runs(self) -> list[Run]:
+        """See ``AttemptStore``."""
+        await trio.lowlevel.checkpoint()
+        return sorted(self._runs.values(), key=lambda run: run.accepted_at)
+
+
+def _matches(task: Task, which: TaskFilter) -> bool:
+    wanted = (
+        (which.name, task.name),
+        (which.node, task.current.node if task.current else None),
+        (which.parent, task.parent),
+        (which.owner, task.caller.token),
+    )
+    return (
+        (not which.states or task.state in which.states)
+        and all(value is None or value == actual for value, actual in wanted)
+        and (which.before is None or task.id < which.before)
+    )
+
+
+class FailingStore:
+    """A ``LocalStore`` whose commits raise ``StorageError`` on demand; nothing of a failed commit is kept.
+
+    Attributes:
+        commits: commits asked for so far, failed ones included; the first is number 1.
+        fail_at: numbers of the commits that fail.
+        failing: while true every commit fails, as on a full disk.
+    """
+
+    def __init__(self, inner: LocalStore, *, fail_at: Iterable[int] = (), failing: bool = False) -> None:
+        self._inner = inner
+        self.commits = 0
+        self.fail_at = set(fail_at)
+        self.failing = failing
+
+    def _gate(self) -> None:
+        self.commits += 1
+        if self.failing or self.commits in self.fail_at:
+            raise StorageError(f"the disk is full (commit {self.commits})", hint="this failure was asked for")
+
+    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
+        """See ``TaskStore``."""
+        return await self.commit_both(changes, ())
+
+    async def commit_runs(self, changes: Sequence[AttemptChange]) -> None:
+        """See ``AttemptStore``."""
+        await self.commit_both((), changes)
+
+    async def commit_both(
+        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
+    ) -> tuple[Event, ...]:
+        """See ``LocalStore``."""
+        await trio.lowlevel.checkpoint()
+        self._gate()
+        return await self._inner.commit_both(tasks, runs)
+
+    async def prune(self, ended_before: float) -> list[str]:
+        """See ``TaskStore``. Counts as a commit."""
+        await trio.lowlevel.checkpoint()
+        self._gate()
+        return await self._inner.prune(ended_before)
+
+    @property
+    def store_id(self) -> str:
+        """See ``AttemptStore``."""
+        return self._inner.store_id
+
+    @property
+    def boot(self) -> int:
+        """See ``AttemptStore``."""
+        return self._inner.boot
+
+    async def task(self, task_id: str) -> Task | None:
+        """See ``TaskStore``."""
+        return await self._inner.task(task_id)
+
+    async def tasks(self, which: TaskFilter) -> list[Task]:
+        """See ``TaskStore``."""
+        return await self._inner.tasks(which)
+
+    async def open_tasks(self) -> list[Task]:
+        """See ``TaskStore``."""
+        return await self._inner.open_tasks()
+
+    async def children(self, parent: str) -> list[Task]:
+        """See ``TaskStore``."""
+        return await self._inner.children(parent)
+
+    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+        """See ``TaskStore``."""
+        return await self._inner.key(scope, key, now)
+
+    async def events(self, task_id: str | None, after: int, limit: int) -> list[Event]:
+        """See ``TaskStore``."""
+        return await self._inner.events(task_id, after, limit)
+
+    async def callbacks(self) -> list[Callback]:
+        """See ``TaskStore``."""
+        return await self._inner.callbacks()
+
+    async def audit(self, limit: int) -> list[PutAudit]:
+        """See ``TaskStore``."""
+        return await self._inner.audit(limit)
+
+    async def run(self, key: str) -> Run | None:
+        """See ``AttemptStore``."""
+        return await self._inner.run(key)
+
+    async def runs(self) -> list[Run]:
+        """See ``AttemptStore``."""
+        return await self._inner.runs()

@@ -1,0 +1,338 @@
+"""What both stores, SQLite and its twin in memory, must do alike."""
+
+import random
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgeorch.errors import StorageError
+from edgeorch.model import Attempt, AttemptState, Caller, Event, Offer, Run, Task, TaskState, new_task_id
+from edgeorch.seams import Seams
+from edgeorch.store import (
+    Callback,
+    DropCallback,
+    DropRun,
+    DropTask,
+    PutAudit,
+    PutCallback,
+    PutEvent,
+    PutKey,
+    PutRun,
+    PutTask,
+    TaskFilter,
+)
+from edgeorch.store.sqlite import SqliteStore
+from edgeorch.testing.stores import FailingStore, MemoryStore
+
+NOW = 1_800_000_000.0
+SEAMS = Seams(wall=lambda: NOW, rng=random.Random(1))
+IDS = [new_task_id(NOW + n, random.Random(n), "0123456789") for n in range(6)]
+
+
+def task(number=0, *, state=TaskState.WAITING, name="job", node=None, owner="ann", parent=None, ended=None):
+    attempts = ()
+    if node:
+        attempts = (Attempt(number=1, node=node, node_name=node, state=AttemptState.RUNNING, offered_at=NOW),)
+    return Task(
+        id=IDS[number],
+        name=name,
+        state=state,
+        origin="0123456789",
+        caller=Caller(token=owner, role="submit"),
+        created_at=NOW,
+        spec=b"{}",
+        ended_at=ended,
+        parent=parent,
+        attempts=attempts,
+    )
+
+
+def event(number=0, kind="state"):
+    return Event(task=IDS[number], at=NOW, type=kind, data={"state": "waiting"})
+
+
+def run(number=0, attempt=1, accepted=NOW):
+    offer = Offer(
+        task_id=IDS[number],
+        number=attempt,
+        origin="o",
+        name="job",
+        spec=b"{}",
+        caller=Caller(token="a", role="submit"),
+    )
+    return Run(offer=offer, state=AttemptState.RUNNING, accepted_at=accepted)
+
+
+def key(name="k", body=b"1", expires=NOW + 60):
+    return PutKey(scope="ann", key=name, body=body, task_ids=(IDS[0],), expires_at=expires)
+
+
+def callback(name="c", at=NOW):
+    return Callback(id=name, task_id=IDS[0], number=1, url="http://x", body=b"{}", created_at=at)
+
+
+def audit(at=NOW, subject="s"):
+    return PutAudit(at=at, token="ann", via="", action="submit", subject=subject)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request, tmp_path, nursery):
+    made = MemoryStore(SEAMS) if request.param == "memory" else SqliteStore(tmp_path / "e.db", SEAMS)
+    await nursery.start(made.serve)
+    return made
+
+
+async def test_a_task_is_kept_whole_and_replaced(store):
+    first = task(node="n1", parent=IDS[1])
+    await store.commit([PutTask(task=first)])
+    assert await store.task(IDS[0]) == first
+    second = task(state=TaskState.FAILED, ended=NOW)
+    await store.commit([PutTask(task=second)])
+    assert await store.task(IDS[0]) == second
+    assert await store.task(IDS[1]) is None
+
+
+async def test_listing_filters_and_pages_newest_first(store):
+    kept = [
+        task(0, name="a", node="n1"),
+        task(1, name="b", node="n2", owner="bob", state=TaskState.RUNNING),
+        task(2, name="a", parent=IDS[0], state=TaskState.FAILED, ended=NOW),
+    ]
+    await store.commit([PutTask(task=one) for one in kept])
+
+    async def ids(**which):
+        return [IDS.index(one.id) for one in await store.tasks(TaskFilter(**which))]
+
+    assert await ids() == [2, 1, 0]
+    assert await ids(name="a") == [2, 0]
+    assert await ids(node="n2") == [1]
+    assert await ids(owner="ann") == [2, 0]
+    assert await ids(parent=IDS[0]) == [2]
+    assert await ids(states=(TaskState.RUNNING, TaskState.FAILED)) == [2, 1]
+    assert await ids(states=(TaskState.FAILED,), name="b") == []
+    assert await ids(limit=2) == [2, 1]
+    assert await ids(before=IDS[1]) == [0]
+    assert await ids(limit=0) == []
+
+
+async def test_a_listing_sees_the_newest_attempts_node_only(store):
+    first = task(node="n1")
+    moved = Attempt(number=2, node="n2", node_name="n2", state=AttemptState.OFFERED, offered_at=NOW)
+    both = task()
+    await store.commit([PutTask(task=first)])
+    await store.commit([PutTask(task=type(both)(**{**_fields(both), "attempts": (*first.attempts, moved)}))])
+    assert await store.tasks(TaskFilter(node="n1")) == []
+    assert len(await store.tasks(TaskFilter(node="n2"))) == 1
+
+
+def _fields(struct):
+    return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+async def test_open_tasks_and_children_come_oldest_first(store):
+    kept = [
+        task(2),
+        task(0),
+        task(1, state=TaskState.LOST, ended=NOW),
+        task(4, parent=IDS[0]),
+        task(3, parent=IDS[0]),
+    ]
+    await store.commit([PutTask(task=one) for one in kept])
+    assert [IDS.index(one.id) for one in await store.open_tasks()] == [0, 2, 3, 4]
+    assert [IDS.index(one.id) for one in await store.children(IDS[0])] == [3, 4]
+
+
+async def test_events_are_numbered_in_order_and_a_number_never_comes_again(store):
+    first = await store.commit([PutEvent(event=event(0)), PutTask(task=task(0)), PutEvent(event=event(1))])
+    assert [one.seq for one in first] == [1, 2]
+    assert await store.events(None, 0, 10) == list(first)
+    assert await store.events(IDS[1], 0, 10) == [first[1]]
+    assert await store.events(None, 1, 10) == [first[1]]
+    assert await store.events(None, 0, 1) == [first[0]]
+    await store.commit([DropTask(task_id=IDS[0]), DropTask(task_id=IDS[1])])
+    assert await store.events(None, 0, 10) == []
+    assert await store.task(IDS[0]) is None
+    (later,) = await store.commit([PutEvent(event=event(2))])
+    assert later.seq == 3
+
+
+async def test_keys_expire_and_are_told_apart_by_scope(store):
+    await store.commit([key(body=b"1")])
+    await store.commit([key(body=b"2")])
+    assert (await store.key("ann", "k", NOW)).body == b"2"
+    assert await store.key("bob", "k", NOW) is None
+    assert await store.key("ann", "k", NOW + 60) is None
+
+
+async def test_the_outbox_is_oldest_first(store):
+    for name, at in (("b", NOW + 1), ("c", NOW), ("a", NOW)):
+        await store.commit([PutCallback(callback=callback(name, at))])
+    assert [one.id for one in await store.callbacks()] == ["c", "a", "b"]
+    await store.commit([DropCallback(id="c"), DropCallback(id="unknown")])
+    assert [one.id for one in await store.callbacks()] == ["a", "b"]
+
+
+async def test_audit_is_newest_first(store):
+    await store.commit([audit(subject="one"), audit(subject="two")])
+    assert [one.subject for one in await store.audit(10)] == ["two", "one"]
+    assert [one.subject for one in await store.audit(1)] == ["two"]
+
+
+async def test_runs_are_oldest_first_and_forgotten(store):
+    await store.commit_runs([PutRun(run=run(1, accepted=NOW + 1)), PutRun(run=run(0))])
+    assert await store.runs() == [run(0), run(1, accepted=NOW + 1)]
+    assert await store.run(run(0).offer.key) == run(0)
+    await store.commit_runs([DropRun(key=run(0).offer.key)])
+    assert await store.run(run(0).offer.key) is None
+    assert store.boot == 1
+    assert store.store_id
+
+
+async def test_one_transaction_spans_both_sides(store):
+    numbered = await store.commit_both([PutTask(task=task()), PutEvent(event=event())], [PutRun(run=run())])
+    assert [one.seq for one in numbered] == [1]
+    assert await store.task(IDS[0]) == task()
+    assert await store.runs() == [run()]
+
+
+async def test_prune_forgets_what_is_old_and_keeps_what_is_open(store):
+    old, new = NOW - 100, NOW + 100
+    await store.commit(
+        [
+            PutTask(task=task(0, state=TaskState.FAILED, ended=old)),
+            PutTask(task=task(1, state=TaskState.FAILED, ended=new)),
+            PutTask(task=task(2)),
+            # A child stays while its parent does, so that the parent can still name it.
+            PutTask(task=task(3, state=TaskState.FAILED, ended=old, parent=IDS[1])),
+            PutTask(task=task(4, state=TaskState.FAILED, ended=old, parent=IDS[2])),
+            PutTask(task=task(5, state=TaskState.FAILED, ended=old - 1, parent=IDS[0])),
+            *(PutEvent(event=event(n)) for n in range(6)),
+            key("old", expires=NOW),
+            key("new", expires=NOW + 1),
+            audit(at=old, subject="old"),
+            audit(at=NOW, subject="new"),
+        ]
+    )
+    assert await store.prune(NOW) == [IDS[5], IDS[0]]
+    assert [one.id for one in await store.tasks(TaskFilter())] == [IDS[4], IDS[3], IDS[2], IDS[1]]
+    assert [one.task for one in await store.events(None, 0, 10)] == [IDS[1], IDS[2], IDS[3], IDS[4]]
+    assert await store.key("ann", "old", NOW - 1) is None
+    assert await store.key("ann", "new", NOW) is not None
+    assert [one.subject for one in await store.audit(10)] == ["new"]
+    assert await store.prune(NOW) == []
+
+
+async def test_what_cannot_be_stored_fails_alone_and_leaves_nothing(store):
+    huge = Event(task=IDS[0], at=NOW, type="state", data={"n": 1 << 70})
+    with pytest.raises((OverflowError, StorageError)):
+        await store.commit([PutTask(task=task()), PutEvent(event=huge)])
+    assert await store.task(IDS[0]) is None
+    await store.commit([PutTask(task=task())])
+    assert await store.task(IDS[0]) == task()
+
+
+async def test_an_empty_commit_is_a_checkpoint(store):
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await store.commit([])
+    assert scope.cancelled_caught
+
+
+async def test_a_failing_store_keeps_nothing_of_a_failed_commit(store):
+    failing = FailingStore(store, fail_at=[2])
+    await failing.commit([PutTask(task=task(0))])
+    with pytest.raises(StorageError, match="commit 2"):
+        await failing.commit_both([PutTask(task=task(1))], [PutRun(run=run())])
+    await failing.commit_runs([PutRun(run=run())])
+    assert [one.id for one in await failing.open_tasks()] == [IDS[0]]
+    failing.failing = True
+    with pytest.raises(StorageError):
+        await failing.prune(NOW)
+    failing.failing = False
+    assert await failing.prune(NOW) == []
+    assert (failing.store_id, failing.boot, failing.commits) == (store.store_id, store.boot, 5)
+
+
+async def test_the_memory_twin_can_be_opened_again():
+    first = MemoryStore(SEAMS)
+    await first.commit([PutTask(task=task()), PutEvent(event=event())])
+    second = first.reopened()
+    await second.commit([DropTask(task_id=IDS[0])])
+    assert (second.boot, second.store_id) == (2, first.store_id)
+    assert await first.task(IDS[0]) == task()
+    assert await second.task(IDS[0]) is None
+    (later,) = await second.commit([PutEvent(event=event())])
+    assert later.seq == 2
+
+
+NUMBERS = st.integers(0, len(IDS) - 1)
+TIMES = st.sampled_from([NOW - 2, NOW - 1, NOW, NOW + 1])
+TASKS = st.builds(
+    task,
+    NUMBERS,
+    state=st.sampled_from(TaskState),
+    name=st.sampled_from(["a", "b"]),
+    node=st.sampled_from([None, "n1", "n2"]),
+    owner=st.sampled_from(["ann", "bob"]),
+    parent=st.sampled_from([None, *IDS]),
+    ended=st.none() | TIMES,
+)
+CHANGES = st.one_of(
+    TASKS.map(lambda one: PutTask(task=one)),
+    NUMBERS.map(lambda n: DropTask(task_id=IDS[n])),
+    NUMBERS.map(lambda n: PutEvent(event=event(n))),
+    st.builds(key, st.sampled_from("kl"), st.binary(max_size=2), TIMES),
+    st.builds(callback, st.sampled_from("cd"), TIMES).map(lambda one: PutCallback(callback=one)),
+    st.sampled_from("cd").map(lambda name: DropCallback(id=name)),
+    st.builds(audit, TIMES, st.sampled_from("xy")),
+)
+RUN_CHANGES = st.one_of(
+    st.builds(run, NUMBERS, st.integers(1, 2), TIMES).map(lambda one: PutRun(run=one)),
+    NUMBERS.map(lambda n: DropRun(key=f"{IDS[n]}.1")),
+)
+FILTERS = st.builds(
+    TaskFilter,
+    states=st.lists(st.sampled_from(TaskState), max_size=3).map(tuple),
+    name=st.sampled_from([None, "a"]),
+    node=st.sampled_from([None, "n1"]),
+    parent=st.sampled_from([None, IDS[0]]),
+    owner=st.sampled_from([None, "ann"]),
+    before=st.sampled_from([None, IDS[3]]),
+    limit=st.integers(0, 4),
+)
+STEPS = st.lists(
+    st.tuples(st.lists(CHANGES, max_size=4), st.lists(RUN_CHANGES, max_size=2)) | TIMES,
+    min_size=1,
+    max_size=8,
+)
+
+
+async def everything(store, which):
+    found = [await store.task(task_id) for task_id in IDS]
+    found += [await store.tasks(which), await store.open_tasks(), await store.children(IDS[0])]
+    found += [await store.events(None, 0, 100), await store.events(IDS[0], 1, 2), await store.callbacks()]
+    found += [await store.key("ann", name, NOW) for name in "kl"]
+    return [*found, await store.audit(100), await store.runs(), await store.run(f"{IDS[0]}.1")]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS, which=FILTERS)
+def test_the_twins_agree(tmp_path_factory, steps, which):
+    path = tmp_path_factory.mktemp("twin") / "e.db"
+
+    async def compare():
+        memory, disk = MemoryStore(SEAMS), SqliteStore(path, SEAMS)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(disk.serve)
+            for step in steps:
+                answers = [
+                    await (one.prune(step) if isinstance(step, float) else one.commit_both(*step))
+                    for one in (memory, disk)
+                ]
+                assert answers[0] == answers[1]
+            assert await everything(memory, which) == await everything(disk, which)
+            nursery.cancel_scope.cancel()
+
+    trio.run(compare)
