@@ -1,0 +1,178 @@
+"""Which node should run a task: pure, over what is known now, without asking anybody.
+
+Filters come first, each with its own sentence; what passes is ordered by score. Nodes within ``NEAR`` of the
+best are shuffled, so that many origins with the same view do not all choose the same node.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgeorch.constraints import holds, parse
+from edgeorch.model import NodeInfo, Peer, PeerState, Ranked, Resources, Score, Service, TaskSpec
+from edgeorch.scoring import Promised, score
+
+NEAR = 0.02
+"""Scores that differ by less than this share of the best count as equal: samples are noisier than that."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One node and what this node's books say of it.
+
+    Attributes:
+        peer: facts, state and newest sample.
+        promised: what was placed there since that sample.
+        sample_age_s: seconds since the sample arrived.
+        refused: why it refused this task in this round; empty where it did not.
+    """
+
+    peer: Peer
+    promised: Promised = field(default_factory=Promised)
+    sample_age_s: float = 0.0
+    refused: str = ""
+
+
+def driver_of(service: Service) -> str:
+    """The name of the driver that runs this kind of service."""
+    return str(type(service).__struct_config__.tag)
+
+
+def choose_service(services: Sequence[Service], drivers: Mapping[str, str]) -> Service | None:
+    """The first alternative whose driver the node has."""
+    return next((service for service in services if driver_of(service) in drivers), None)
+
+
+def mismatch(spec: TaskSpec, info: NodeInfo, *, accepting: str) -> str:
+    """Why this node can never run the task as things are set up; empty where it can."""
+    place = spec.placement
+    if place.node is not None and place.node not in (info.id, info.name):
+        return f"the task is for node {place.node}"
+    if not place.self_ and info.id == accepting:
+        return "the task must not run on the node that accepted it"
+    for text in place.constraints:
+        if not holds(parse(text), info):
+            return f"constraint not met: {text}"
+    if choose_service(spec.service, info.drivers) is None:
+        wanted = " or ".join(dict.fromkeys(driver_of(service) for service in spec.service))
+        return f"no {wanted} driver"
+    if info.memory and spec.resources.memory > info.memory:
+        return f"needs {_bytes(spec.resources.memory)} of memory, the node has {_bytes(info.memory)}"
+    if spec.resources.cpus > info.cpus:
+        return f"needs {spec.resources.cpus:g} CPUs, the node has {info.cpus}"
+    return ""
+
+
+def busy(resources: Resources, candidate: Candidate) -> str:
+    """Why this node cannot take the task at this moment; empty where it can."""
+    peer, promised = candidate.peer, candidate.promised
+    if peer.state is not PeerState.ALIVE:
+        return f"the node is {peer.state}"
+    if peer.info.state != "ready":
+        return f"the node is {peer.info.state}"
+    if candidate.refused:
+        return candidate.refused
+    sample = peer.sample
+    if sample is None:
+        return "no measurements from it yet"
+    used = sample.slots_used + promised.slots
+    if used >= sample.slots:
+        return f"all {sample.slots} slots are in use"
+    free = sample.memory_available - promised.memory
+    if resources.memory and resources.memory > free:
+        return f"needs {_bytes(resources.memory)} of memory, {_bytes(max(free, 0))} are free"
+    return ""
+
+
+def rank(
+    spec: TaskSpec,
+    candidates: Sequence[Candidate],
+    rng: random.Random,
+    *,
+    accepting: str,
+    formula: Literal["edgeorch", "baobab"] = "edgeorch",
+) -> tuple[Ranked, ...]:
+    """All candidates, best first; those that cannot be chosen come last, with the reason in ``refusal``.
+
+    Args:
+        spec: the task, already validated.
+        candidates: every known node, the accepting one included.
+        rng: breaks near-ties.
+        accepting: id of the node that accepted the task (for ``placement.self``).
+        formula: the score to use.
+    """
+    chosen: list[Ranked] = []
+    others: list[Ranked] = []
+    for candidate in candidates:
+        info = candidate.peer.info
+        refusal = mismatch(spec, info, accepting=accepting) or busy(spec.resources, candidate)
+        service = choose_service(spec.service, info.drivers)
+        line = Ranked(
+            node=info.id,
+            node_name=info.name,
+            driver=driver_of(service) if service else "",
+            score=_preferred(spec, info, _score(spec, candidate, formula)),
+            refusal=refusal,
+        )
+        (others if refusal else chosen).append(line)
+    chosen.sort(key=lambda line: -line.score.value)
+    others.sort(key=lambda line: (-line.score.value, line.node))
+    return (*_shuffle_near(chosen, rng), *others)
+
+
+def why_waiting(ranking: Sequence[Ranked]) -> str:
+    """One sentence for a task that no node can take now: the most frequent reasons first."""
+    if not ranking:
+        return "no node is known"
+    counts: dict[str, list[str]] = {}
+    for line in ranking:
+        counts.setdefault(line.refusal, []).append(line.node_name)
+    parts = [
+        f"{reason} ({names[0]})" if len(names) == 1 else f"{reason} ({len(names)} nodes)"
+        for reason, names in sorted(counts.items(), key=lambda item: -len(item[1]))[:4]
+    ]
+    return "no node can take it: " + "; ".join(parts)
+
+
+def _score(spec: TaskSpec, candidate: Candidate, formula: Literal["edgeorch", "baobab"]) -> Score:
+    peer = candidate.peer
+    return score(
+        peer.info,
+        peer.sample,
+        peer.rtt_s,
+        spec,
+        candidate.promised,
+        formula=formula,
+        sample_age_s=candidate.sample_age_s,
+    )
+
+
+def _preferred(spec: TaskSpec, info: NodeInfo, found: Score) -> Score:
+    """The score with ``placement.prefer`` applied: each weight that holds adds that many percent."""
+    for text, weight in spec.placement.prefer:
+        if holds(parse(text), info):
+            found = Score(
+                value=found.value * (1 + weight / 100),
+                reasons=(*found.reasons, f"{weight:+d} % for {text}"),
+            )
+    return found
+
+
+def _shuffle_near(ranking: list[Ranked], rng: random.Random) -> list[Ranked]:
+    if len(ranking) < 2:
+        return ranking
+    limit = ranking[0].score.value * (1 - NEAR)
+    near = [line for line in ranking if line.score.value >= limit]
+    rest = ranking[len(near) :]
+    rng.shuffle(near)
+    return near + rest
+
+
+def _bytes(count: int) -> str:
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"
