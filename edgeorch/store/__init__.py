@@ -40,13 +40,15 @@ class PutKey(Kept, frozen=True, kw_only=True):
 
 
 class Callback(Kept, frozen=True, kw_only=True):
-    """One status callback that waits to be delivered; ``address`` is the checked IP address or empty."""
+    """One status callback that waits to be delivered."""
 
     id: str
     task_id: str
     number: int
+    """Grows with each callback of a task: the order in which they are delivered."""
     url: str
-    address: str = ""
+    loopback: bool = False
+    """Whether the task came over loopback: only then may the callback go there."""
     body: bytes
     created_at: float
 

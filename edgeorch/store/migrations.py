@@ -30,8 +30,8 @@ class Step:
 
 
 # Bodies are whole structs in MessagePack; the other columns repeat what is looked up. tasks_list is wide on
-# purpose: every filter of a listing is answered from it alone, and a change of state rewrites one entry next
-# to its neighbours in time instead of one page in each of five indexes, which an SD card would feel.
+# purpose: every listing is answered from it alone, and a change of state rewrites one entry next to its
+# neighbours in time instead of one page in each of five indexes, which an SD card would feel.
 STEPS = (
     Step(
         number=1,
@@ -44,7 +44,6 @@ STEPS = (
                 owner TEXT NOT NULL, ended_at REAL, body BLOB NOT NULL
             );
             CREATE INDEX tasks_list ON tasks (id, state, name, node, parent, owner);
-            CREATE INDEX tasks_open ON tasks (id) WHERE state IN ('waiting', 'placing', 'running');
             CREATE INDEX tasks_parent ON tasks (parent, id) WHERE parent IS NOT NULL;
             CREATE INDEX tasks_ended ON tasks (ended_at) WHERE ended_at IS NOT NULL;
             CREATE TABLE events (

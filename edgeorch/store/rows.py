@@ -32,7 +32,8 @@ Statement: TypeAlias = tuple[str, tuple[object, ...]]
 PUT_EVENT = "INSERT INTO events (task, body) VALUES (?, ?)"
 """The one statement whose row id the caller gets back."""
 
-OPEN_TASKS = "SELECT body FROM tasks WHERE state IN ('waiting', 'placing', 'running') ORDER BY id"
+OPEN_TASKS = """SELECT body FROM tasks WHERE id IN (SELECT id FROM tasks INDEXED BY tasks_list
+    WHERE state IN ('waiting', 'placing', 'running')) ORDER BY id"""
 RUNS = "SELECT body FROM runs ORDER BY accepted_at, rowid"
 
 _PUT_TASK = """INSERT INTO tasks (id, state, name, node, parent, owner, ended_at, body)
