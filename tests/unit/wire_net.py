@@ -1,0 +1,127 @@
+"""Real links over streams in memory, for tests on MockClock."""
+
+import random
+from contextlib import asynccontextmanager
+
+import trio
+import trio.testing
+
+from edgeorch.errors import IdentityError
+from edgeorch.identity import PeerIdentity
+from edgeorch.model import NodeInfo
+from edgeorch.testing.wire import Network
+from edgeorch.wire import Handlers
+from edgeorch.wire.links import Links
+from edgeorch.wire.messages import Hello
+from edgeorch.wire.transport import DialError, Secured
+
+A, B, C = "aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc"
+
+
+def hello(node_id, **changes):
+    return Hello(info=NodeInfo(id=node_id, name=f"name-{node_id[0]}", fleet="f", version="1"), **changes)
+
+
+def identity(node_id):
+    return PeerIdentity(node_id=node_id, name=node_id, fleet="f", serial=1, not_before=0.0, not_after=4e9)
+
+
+class MemoryNet:
+    """Hosts are node ids. ``down`` hosts refuse, ``silent`` hosts never answer, ``closing`` hosts hang up."""
+
+    def __init__(self, nursery):
+        self.nursery = nursery
+        self.links = {}
+        self.streams = []
+        self.down, self.silent, self.closing, self.revoked = set(), set(), set(), set()
+        self.latency = 0.0
+        self.dialled = []
+        self.refusals = []
+
+    def transport(self, node_id):
+        return _Transport(self, node_id)
+
+    def add(self, node_id, handlers=None, *, max_links=64, says=None):
+        links = Links(
+            self.transport(node_id),
+            says or (lambda: hello(node_id)),
+            handlers or Handlers(),
+            max_links=max_links,
+            rng=random.Random(1),
+        )
+        links.events = []
+        links.on_hello = lambda sender, _hello, who: links.events.append(
+            ("hello", sender.node_id, who.node_id)
+        )
+        links.on_up = lambda node: links.events.append(("up", node))
+        links.on_down = lambda node, why: links.events.append(("down", node, why))
+        self.links[node_id] = links
+        return links
+
+    async def start(self, *node_ids):
+        for node_id in node_ids:
+            await self.nursery.start(self.links[node_id].run)
+
+    async def accept(self, links, secured):
+        try:
+            await links.accept(secured)
+        except DialError as error:
+            self.refusals.append(error.reason)
+
+    async def cut(self):
+        """Break every connection."""
+        streams, self.streams = self.streams, []
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+
+
+class _Transport:
+    def __init__(self, net, node_id):
+        self._net = net
+        self._node_id = node_id
+
+    async def connect(self, host, port):
+        net = self._net
+        net.dialled.append((trio.current_time(), self._node_id, host))
+        await trio.sleep(net.latency)
+        if host in net.silent:
+            await trio.sleep_forever()
+        if host in net.down or host not in net.links:
+            raise DialError(f"{host}: Connection refused", reason="unreachable")
+        ours, theirs = trio.testing.memory_stream_pair()
+        net.streams += [ours, theirs]
+        if host in net.closing:
+            await theirs.aclose()
+        else:
+            net.nursery.start_soon(
+                net.accept, net.links[host], Secured(theirs, "mem", self._node_id.encode())
+            )
+        return Secured(ours, "mem", host.encode())
+
+    async def accept(self, secured):
+        await trio.lowlevel.checkpoint()
+        return secured
+
+    def verify(self, certificate):
+        node_id = certificate.decode()
+        if node_id in self._net.revoked:
+            raise IdentityError(f"{node_id} is revoked", reason="revoked")
+        return identity(node_id)
+
+
+@asynccontextmanager
+async def open_pair(kind, handlers):
+    """(peers of A, id of B): ``links`` are real ones in memory, ``twin`` is the shipped twin."""
+    async with trio.open_nursery() as nursery:
+        if kind == "twin":
+            network = Network(random.Random(1))
+            network.peers(B, handlers, lambda: hello(B))
+            yield network.peers(A, Handlers(), lambda: hello(A))
+        else:
+            net = MemoryNet(nursery)
+            links = net.add(A)
+            net.add(B, handlers)
+            await net.start(A, B)
+            links.want(B, [(B, 1)])
+            yield links
+        nursery.cancel_scope.cancel()
