@@ -1,0 +1,87 @@
+"""What a fleet CA has issued and revoked: pure data, kept in ``index.json``."""
+
+from typing import Self
+
+import msgspec
+
+from edgeorch.errors import ConfigError, ConflictError
+from edgeorch.model import Kept
+
+
+class Entry(Kept, frozen=True, kw_only=True):
+    """One node that the CA knows. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    addresses: tuple[str, ...] = ()
+    serials: tuple[str, ...] = ()
+    """Of every certificate issued to this id, in hex."""
+    expires_at: float
+    """Of the newest certificate."""
+    revoked_at: float | None = None
+
+
+class Index(Kept, frozen=True, kw_only=True):
+    """All entries, and the number of the revocation list that fits them."""
+
+    fleet: str
+    crl_number: int
+    nodes: tuple[Entry, ...] = ()
+
+    def json(self) -> bytes:
+        """The content of ``index.json``."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def holder(self, name: str) -> Entry | None:
+        """The node that has the name now; names differ in more than case."""
+        found = (e for e in self.nodes if e.revoked_at is None and e.name.lower() == name.lower())
+        return next(found, None)
+
+    def entry_for(self, name: str, node_id: str) -> Entry | None:
+        """The entry of an id that is to get a certificate for this name.
+
+        Raises:
+            ConflictError: the id is revoked or has another name.
+        """
+        entry = next((entry for entry in self.nodes if entry.id == node_id), None)
+        if entry and entry.revoked_at is not None:
+            hint = "leave --node-id out for a new id, and remove the old node_id file from the node"
+            raise ConflictError(f"node {node_id} is revoked", hint=hint)
+        if entry and entry.name != name:
+            hint = "to rename a node, revoke it and issue a new id"
+            raise ConflictError(f"node {node_id} is named {entry.name!r}", hint=hint)
+        return entry
+
+    def with_entry(self, entry: Entry) -> Self:
+        """With an entry added, or in place of the one with the same id."""
+        others = (other for other in self.nodes if other.id != entry.id)
+        return msgspec.structs.replace(self, nodes=(*others, entry))
+
+    def revoke(self, node_id: str, now: float) -> Self:
+        """With a node revoked, which makes a new list necessary."""
+        nodes = tuple(
+            msgspec.structs.replace(entry, revoked_at=now) if entry.id == node_id else entry
+            for entry in self.nodes
+        )
+        return msgspec.structs.replace(self, nodes=nodes, crl_number=self.crl_number + 1)
+
+    def revoked(self) -> list[tuple[int, float]]:
+        """(serial, when) of every revoked certificate."""
+        return [
+            (int(serial, 16), entry.revoked_at)
+            for entry in self.nodes
+            if entry.revoked_at is not None
+            for serial in entry.serials
+        ]
+
+
+def read_index(data: bytes, source: str) -> Index:
+    """The index in a file's content.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    try:
+        return msgspec.json.decode(data, type=Index)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"{source}: {error}", hint="restore it from a backup") from None

@@ -1,0 +1,275 @@
+"""This node's own certificate, and what it needs to know others by theirs."""
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+from edgeorch import files
+from edgeorch.config import Loaded
+from edgeorch.errors import ConfigError, IdentityError, StorageError
+from edgeorch.identity import contexts, pem
+from edgeorch.identity.names import NODE_ID, PeerIdentity
+from edgeorch.identity.peer import verify
+from edgeorch.identity.revocation import Revocations, read_revocations
+
+log = structlog.get_logger()
+
+_COPY = "copy it from the folder that `edgeorch keys issue` made"
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What was read from the files, checked as a whole; replaced as a whole."""
+
+    own: PeerIdentity
+    cas: tuple[x509.Certificate, ...]
+    revocations: Revocations
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    api: ssl.SSLContext
+
+
+class Identity:
+    """Who this node is, and its TLS contexts. ``load_identity`` makes one.
+
+    A context stays valid for the connections made from it; ask again for every new connection, so that a
+    reload takes effect.
+    """
+
+    def __init__(self, loaded: Loaded, *, wall: Callable[[], float]) -> None:
+        self._loaded = loaded
+        self._wall = wall
+        self._warned = 0
+        self._now = self._read()
+        self._warn_if_outdated()
+
+    @property
+    def node_id(self) -> str:
+        """Ten base32 characters; never changes."""
+        return self._now.own.node_id
+
+    @property
+    def name(self) -> str:
+        """The node's name, unique in the fleet."""
+        return self._now.own.name
+
+    @property
+    def fleet(self) -> str:
+        """The fleet's name."""
+        return self._now.own.fleet
+
+    @property
+    def ca_fingerprint(self) -> str:
+        """SHA-256 of the first CA certificate, in hex."""
+        return fingerprint(self._now.cas[0])
+
+    @property
+    def not_after(self) -> float:
+        """When the own certificate expires, seconds since the epoch."""
+        return self._now.own.not_after
+
+    @property
+    def revoked(self) -> bool:
+        """Whether the list in force names this node's own certificate."""
+        return self._now.own.serial in self._now.revocations.serials
+
+    @property
+    def crl_number(self) -> int:
+        """Number of the revocation list in force, 0 for none."""
+        return self._now.revocations.number
+
+    @property
+    def crl_pem(self) -> bytes:
+        """The revocation list in force, to pass on; empty for none."""
+        return self._now.revocations.pem
+
+    def server_context(self) -> ssl.SSLContext:
+        """For connections that other nodes open: TLS 1.3, their certificate required."""
+        return self._now.server
+
+    def client_context(self) -> ssl.SSLContext:
+        """For connections to other nodes: TLS 1.3, own certificate shown, host name not checked."""
+        return self._now.client
+
+    def api_context(self) -> ssl.SSLContext:
+        """For the REST listener: ``api.tls_cert`` or the node's own certificate, no client certificate."""
+        return self._now.api
+
+    def verify_peer(self, der: bytes) -> PeerIdentity:
+        """Who is at the other end. Call after every handshake, on both sides.
+
+        Args:
+            der: the peer's certificate, ``getpeercert(binary_form=True)``.
+
+        Raises:
+            IdentityError: with reason ``wrong_ca``, ``wrong_fleet``, ``expired``, ``not_yet_valid``,
+                ``revoked`` or ``no_identity``.
+        """
+        try:
+            certificate = x509.load_der_x509_certificate(der)
+        except (ValueError, TypeError):
+            raise IdentityError("the peer showed no readable certificate", reason="no_identity") from None
+        self._warn_if_outdated()
+        now = self._now
+        return verify(
+            certificate, cas=now.cas, revocations=now.revocations, fleet=now.own.fleet, wall=self._wall()
+        )
+
+    def reload(self) -> None:
+        """Read the files again; new connections use what is in them, open ones go on.
+
+        Raises:
+            ConfigError: a file is missing, unreadable or does not fit the others. The old ones stay in use.
+            IdentityError: the new certificate is not valid, or is another node's. The old one stays in use.
+        """
+        fresh = self._read()
+        if fresh.own.node_id != self.node_id:
+            raise IdentityError(
+                f"the new certificate is for node {fresh.own.node_id}, this is {self.node_id}",
+                hint="restart the node to change its id",
+                reason="other_node",
+            )
+        old = self._now.revocations
+        if old.number > fresh.revocations.number:
+            # It came from a peer and could not be written.
+            fresh = replace(fresh, revocations=old)
+        self._now = fresh
+        self._warn_if_outdated()
+
+    def take_crl(self, crl: bytes) -> bool:
+        """Put a revocation list of a peer in force if it is newer, and keep it in ``crl.pem``.
+
+        Returns:
+            Whether it was newer. Links to peers that it revokes are the caller's to close.
+
+        Raises:
+            IdentityError: it is not a list of this fleet.
+        """
+        now = self._now
+        fresh = read_revocations(crl, now.cas, "a peer's list")
+        if fresh.number <= now.revocations.number:
+            return False
+        self._now = replace(now, revocations=fresh)
+        log.info("revocation list taken from a peer", number=fresh.number, revoked=len(fresh.serials))
+        if self.revoked:
+            log.error("this node's own certificate is revoked", node=self.node_id, name=self.name)
+        self._warn_if_outdated()
+        path = self._pki / "crl.pem"
+        try:
+            files.write(path, crl, 0o644)
+        except StorageError as error:
+            log.warning("revocation list not written; in force until the restart", reason=str(error))
+        return True
+
+    @property
+    def _pki(self) -> Path:
+        return self._loaded.resolve(self._loaded.config.pki.dir)
+
+    def _read(self) -> _Material:
+        pki = self._pki
+        ca_path, certificate_path, key_path = pki / "ca.pem", pki / "node.pem", pki / "node.key"
+        ca_pem = files.read(ca_path, "the fleet's CA certificate")
+        cas = _certificates(ca_pem, ca_path)
+        certificate = _certificates(files.read(certificate_path, "the node's certificate"), certificate_path)[
+            0
+        ]
+        _check_key(key_path, certificate, certificate_path)
+        revocations = Revocations()
+        crl_path = pki / "crl.pem"
+        crl = files.read_optional(crl_path, "the revocation list")
+        if crl is not None:
+            revocations = read_revocations(crl, cas, str(crl_path))
+        try:
+            own = verify(certificate, cas=cas, revocations=revocations, fleet=None, wall=self._wall())
+        except IdentityError as error:
+            raise _about_own(error, certificate_path, ca_path) from None
+        self._check_names(own, certificate_path)
+        api = self._loaded.config.api
+        api_files = (self._loaded.resolve(api.tls_cert), self._loaded.resolve(api.tls_key))
+        return _Material(
+            own=own,
+            cas=cas,
+            revocations=revocations,
+            server=contexts.wire_context(server=True, ca=ca_pem, certificate=certificate_path, key=key_path),
+            client=contexts.wire_context(server=False, ca=ca_pem, certificate=certificate_path, key=key_path),
+            api=contexts.api_context(*api_files if api.tls_cert else (certificate_path, key_path)),
+        )
+
+    def _check_names(self, own: PeerIdentity, certificate_path: Path) -> None:
+        path = self._loaded.resolve(self._loaded.config.pki.node_id)
+        kept = files.read_optional(path, "the node's id")
+        if kept is not None:
+            node_id = kept.decode("ascii", "replace").strip()
+            if not NODE_ID.fullmatch(node_id):
+                raise ConfigError(f"{path}: {node_id[:40]!r} is not a node id", hint=_COPY)
+            if node_id != own.node_id:
+                raise ConfigError(
+                    f"{certificate_path} is for node {own.node_id}, but {path} says {node_id}",
+                    hint=f"issue a certificate with --node-id {node_id}, or copy the whole folder again",
+                )
+        wanted = self._loaded.config.node.name
+        if wanted and wanted != own.name:
+            raise ConfigError(
+                f"node.name is {wanted!r}, but {certificate_path} is for {own.name!r}",
+                hint="remove node.name, or issue a certificate for that name",
+            )
+
+    def _warn_if_outdated(self) -> None:
+        """Once per list."""
+        revocations = self._now.revocations
+        if revocations.number != self._warned and revocations.expired(self._wall()):
+            self._warned = revocations.number
+            log.warning("the revocation list is out of date and stays in force", number=revocations.number)
+
+
+def load_identity(loaded: Loaded, *, wall: Callable[[], float]) -> Identity:
+    """Read the node's certificate, key, CA and revocation list.
+
+    Args:
+        loaded: ``pki.dir`` holds ca.pem, node.pem, node.key and perhaps crl.pem; ``pki.node_id``
+            may be missing.
+        wall: seconds since the epoch.
+
+    Raises:
+        ConfigError: a file is missing, unreadable or does not fit the others.
+        IdentityError: the certificate is not from ca.pem, expired, not yet valid or revoked.
+    """
+    return Identity(loaded, wall=wall)
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate, in hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _certificates(text: bytes, path: Path) -> tuple[x509.Certificate, ...]:
+    try:
+        return tuple(x509.load_pem_x509_certificates(text))
+    except ValueError:
+        raise ConfigError(f"{path}: not a PEM certificate", hint=_COPY) from None
+
+
+def _check_key(path: Path, certificate: x509.Certificate, certificate_path: Path) -> None:
+    key = pem.read_private(files.read(path, "the node's key"), None, str(path))
+    if key.public_key() != certificate.public_key():
+        raise ConfigError(
+            f"{path} is not the key of {certificate_path}", hint="copy both from the same folder"
+        )
+    if path.stat().st_mode & 0o007:
+        log.warning("the node's key is open to every user of this machine", path=str(path), fix="chmod o= it")
+
+
+def _about_own(error: IdentityError, certificate_path: Path, ca_path: Path) -> IdentityError:
+    if error.reason == "wrong_ca":
+        return IdentityError(
+            f"{certificate_path} is not from the CA in {ca_path}",
+            hint="copy both from the same folder that `edgeorch keys issue` made",
+            reason=error.reason,
+        )
+    hint = "check this machine's clock" if error.reason == "not_yet_valid" else error.hint
+    return IdentityError(f"{certificate_path}: {error.detail}", hint=hint, reason=error.reason)
