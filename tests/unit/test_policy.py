@@ -1,0 +1,291 @@
+import posixpath
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeorch import config
+from edgeorch.errors import PolicyError
+from edgeorch.model import ContainerFacts, ContainerService, NativeService
+from edgeorch.policy import Policy, load_services
+from edgeorch.services import ListedService
+
+IMAGE = ContainerService(image="hello-world")
+RESIZE = ListedService(
+    name="resize", source="/etc/edgeorch/services.d/resize.toml", argv=("/usr/bin/resize", "-q")
+)
+
+
+def native(*argv, **env):
+    return NativeService(argv=argv, env=env)
+
+
+def check_native(settings, service, *, role="submit", other=False, name="resize", listed=(RESIZE,)):
+    policy = Policy(config.Policy(**settings), listed, node="kitchen")
+    policy.check(service, name=name, role=role, runner_is_other_user=other)
+
+
+def check_container(facts, **settings):
+    policy = Policy(config.Policy(**settings), node="kitchen")
+    policy.check(
+        IMAGE, name="x", role="submit", runner_is_other_user=False, container=ContainerFacts(**facts)
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "role", "other", "allowed"),
+    [
+        ("auto", "submit", True, True),
+        ("auto", "submit", False, False),
+        ("auto", "admin", False, True),
+        ("any", "submit", False, True),
+        ("listed", "admin", True, False),
+        ("off", "admin", True, False),
+        ({"submit": "off"}, "submit", True, False),
+        ({"submit": "off"}, "admin", False, True),
+        ({"admin": "listed", "submit": "any"}, "admin", True, False),
+        ({"admin": "listed"}, "submit", False, False),
+        ({"admin": "listed"}, "submit", True, True),
+        ("any", "read", True, False),
+        ("any", "none", True, False),
+    ],
+)
+def test_the_native_rule(rule, role, other, allowed):
+    service = native("/bin/echo")
+    if allowed:
+        check_native({"native": rule}, service, role=role, other=other)
+        return
+    with pytest.raises(PolicyError) as caught:
+        check_native({"native": rule}, service, role=role, other=other)
+    if role in {"submit", "admin"}:
+        assert "policy.native is" in caught.value.detail
+        assert "kitchen" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("service", "name", "said"),
+    [
+        (native("/usr/bin/resize", "-q"), "resize", None),
+        (native("/usr/bin/resize", "-q"), "other", "no service 'other' is listed"),
+        (native("/usr/bin/resize", "-q", "x"), "resize", "not the one in"),
+        (native("/usr/bin/resize"), "resize", "not the one in"),
+        (native("resize", "-q"), "resize", "not the one in"),
+        (native("/usr/bin/resize", "-q", LD_PRELOAD="/tmp/x.so"), "resize", "let the caller set LD_PRELOAD"),
+    ],
+)
+def test_a_listed_service(service, name, said):
+    if said is None:
+        check_native({"native": "listed"}, service, name=name)
+        return
+    with pytest.raises(PolicyError, match=said):
+        check_native({"native": "listed"}, service, name=name)
+
+
+def test_listed_arguments_and_variables():
+    listed = ListedService(
+        name="r", source="r.toml", argv=("/bin/r", "-q"), allow_args=True, allow_env=("Q",)
+    )
+    check_native({"native": "listed"}, native("/bin/r", "-q", "x", Q="1"), name="r", listed=[listed])
+    with pytest.raises(PolicyError):
+        check_native({"native": "listed"}, native("/bin/r", "-v", "x"), name="r", listed=[listed])
+
+
+@pytest.mark.parametrize(
+    ("program", "allowed"),
+    [
+        ("date", True),
+        ("/usr/bin/date", True),
+        ("/var/edge-orchestration/apps/clock/date", True),
+        ("/tmp/date", False),
+        ("./date", False),
+        ("/usr/bin/../../tmp/date", False),
+        ("/usr/bin/", False),
+        ("", False),
+        ("sh", False),
+    ],
+)
+def test_a_service_of_the_original(program, allowed):
+    listed = ListedService(
+        name="clock", source="/var/edge-orchestration/apps/clock/clock.conf", program="date"
+    )
+    service = native(program, "-u")
+    if allowed:
+        check_native({"native": "listed"}, service, name="clock", listed=[listed])
+    else:
+        with pytest.raises(PolicyError, match="lists date, not"):
+            check_native({"native": "listed"}, service, name="clock", listed=[listed])
+
+
+@pytest.mark.parametrize(
+    ("path", "listed", "allowed"),
+    [
+        ("/data", (), False),
+        ("/data", ("/data",), True),
+        ("/data/", ("/data",), True),
+        ("/data/x/y", ("/data",), True),
+        ("/database", ("/data",), False),
+        ("/", ("/data",), False),
+        ("/data/../etc", ("/data",), False),
+        ("/data/./x/../y", ("/data",), True),
+        ("relative", ("/",), False),
+        ("/data\0", ("/data",), False),
+        ("/etc", ("/",), True),
+        ("/var/run", ("/var/run",), True),
+        ("/var/run/docker.sock", ("/data",), False),
+        ("/var", ("/var/run",), False),
+    ],
+)
+def test_host_paths(path, listed, allowed):
+    policy = Policy(config.Policy(host_paths=listed), node="kitchen", resolve=posixpath.normpath)
+    arguments = {"name": "x", "role": "admin", "runner_is_other_user": True}
+    facts = ContainerFacts(binds=(path,))
+    if allowed:
+        policy.check(IMAGE, container=facts, **arguments)
+        return
+    with pytest.raises(PolicyError) as caught:
+        policy.check(IMAGE, container=facts, **arguments)
+    assert caught.value.detail == f"policy.host_paths does not list {path}"
+    assert caught.value.hint == "add it in edgeorch.toml on kitchen"
+    assert caught.value.status == 403
+
+
+def test_links_on_the_host(tmp_path):
+    data, secret = tmp_path / "data", tmp_path / "secret"
+    data.mkdir()
+    (secret / "inner").mkdir(parents=True)
+    (data / "out").symlink_to(secret)
+    (data / "deep").symlink_to(secret / "inner")
+    (tmp_path / "alias").symlink_to(data)
+    policy = Policy(config.Policy(host_paths=(str(data),)))
+
+    def allowed(path):
+        facts = ContainerFacts(binds=(str(path),))
+        try:
+            policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
+        except PolicyError:
+            return False
+        return True
+
+    assert allowed(data / "new")
+    assert allowed(tmp_path / "alias" / "x")
+    assert not allowed(data / "out")
+    assert not allowed(data / "out" / "x")
+    # By text it stays in data, for the kernel it is secret's parent.
+    assert not allowed(f"{data}/deep/../x")
+    # The other way round: for the kernel it is in data, by text it is beside it.
+    (data / "sub").mkdir()
+    (secret / "back").symlink_to(data / "sub")
+    assert not allowed(f"{secret}/back/../x")
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"privileged": True}, "--privileged"),
+        ({"namespaces": ("--pid host",)}, "--pid host"),
+        ({"capabilities": ("NET_ADMIN",)}, "the capability NET_ADMIN"),
+        ({"devices": ("/dev/video0",)}, "the device /dev/video0"),
+        ({"security_opts": ("seccomp=unconfined",)}, "the security option seccomp=unconfined"),
+        ({"other": ("--volumes-from db",)}, "--volumes-from db"),
+    ],
+)
+def test_what_reaches_beyond_the_container(facts, said):
+    with pytest.raises(PolicyError, match=f"policy.privileged is off, and the container asks for {said}"):
+        check_container(facts)
+    check_container(facts, privileged=True)
+
+
+def test_files_that_options_read():
+    with pytest.raises(PolicyError, match=r"policy\.option_files is off.*/etc/shadow"):
+        check_container({"option_files": ("/etc/shadow",)}, privileged=True)
+    check_container({"option_files": ("/etc/env",)}, option_files=True)
+
+
+def test_privileged_does_not_open_host_paths():
+    with pytest.raises(PolicyError, match="host_paths"):
+        check_container({"binds": ("/etc",)}, privileged=True)
+
+
+def test_a_harmless_container():
+    check_container({})
+    with pytest.raises(ValueError, match="facts"):
+        Policy(config.Policy()).check(IMAGE, name="x", role="admin", runner_is_other_user=True)
+
+
+def test_what_the_settings_give_away():
+    def said(**settings):
+        return Policy(config.Policy(**settings), node="kitchen").warnings()
+
+    assert said() == said(host_paths=("/data",)) == ()
+    for path in ("/", "/run", "/var/run", "/var/run/docker.sock"):
+        assert "root on kitchen" in said(host_paths=(path,))[0]
+    assert "policy.privileged" in said(privileged=True)[0]
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_services_of_both_kinds(tmp_path):
+    folder, apps = tmp_path / "services.d", tmp_path / "apps"
+    one = write(folder, "resize.toml", 'argv = ["/usr/bin/resize"]\nallow_args = true\nallow_env = ["Q"]\n')
+    two = write(folder, "b.toml", 'name = "backup"\nargv = ["/bin/tar", "-c"]\n')
+    three = write(apps, "ls/ls.conf", "[Version]\nConfVersion=v0.1\n[ServiceInfo]\nServiceName=ls_srv\n"
+                  "ExecutableFileName=ls\nAllowedRequester=curl, 50%\n")  # fmt: skip
+    write(apps, "box/box.conf", "[ServiceInfo]\nServiceName=box\nExecType=container\n")
+    write(folder, "notes.txt", "no service")
+    found, warnings = load_services(folder, apps)
+    assert warnings == ()
+    assert found == (
+        ListedService(name="backup", source=two, argv=("/bin/tar", "-c")),
+        ListedService(
+            name="resize", source=one, argv=("/usr/bin/resize",), allow_args=True, allow_env=("Q",)
+        ),
+        ListedService(name="ls_srv", source=three, program="ls", allow_args=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("s/a.toml", b"argv = ["),
+        ("s/a.toml", b"argv = []"),
+        ("s/a.toml", b"argv = ['']"),
+        ("s/a.toml", b"argv = ['ls']"),
+        ("s/a.toml", b"argv = ['/bin/ls']\nalow_args = true"),
+        ("s/a.toml", b"\xff\xfe"),
+        ("s/a.toml", b"a = " + b"[" * 5000),
+        ("s/a.toml", b"#" * 100_000),
+        ("a/x/x.conf", b"not an ini"),
+        ("a/x/x.conf", b"[ServiceInfo]\nServiceName=x\n"),
+        ("a/x/x.conf", b"[Other]\n"),
+        ("a/x/x.conf", b"\xff"),
+    ],
+)
+def test_a_bad_file_is_told_and_the_others_count(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    write(tmp_path, "s/good.toml", 'argv = ["/bin/true"]')
+    found, warnings = load_services(tmp_path / "s", tmp_path / "a")
+    assert [service.name for service in found] == ["good"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(str(path))
+    assert "\n" not in warnings[0]
+
+
+def test_folders_that_are_not_there(tmp_path):
+    assert load_services(tmp_path / "s", tmp_path / "a") == ((), ())
+
+
+@given(st.binary(max_size=200))
+def test_no_content_crashes_the_readers(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("services")
+    (folder / "x").mkdir()
+    (folder / "x.toml").write_bytes(content)
+    (folder / "x" / "x.conf").write_bytes(b"[ServiceInfo]\n" + content)
+    found, warnings = load_services(folder, folder)
+    assert len(found) + len(warnings) <= 2
