@@ -1,0 +1,59 @@
+# Each target sets up what it needs; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# The first of these that is Python 3.11 or newer; or say PYTHON=/path/to/python3.
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
+BENCHMARKS = $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+.PHONY: help demo test lint bench clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
+		printf 'make %-7s %s\n' "$$target" "$$what"; done
+
+demo: $(INSTALLED) ## Three nodes on this machine run a service; needs Python 3.11+, make and git only
+	@$(BIN)/python -m edgeorch demo $(ARGS)
+
+test: $(DEVELOPED) ## Every test that this machine can run; ARGS goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEVELOPED) ## Style, types and import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@# 9xx are off by default, 114 wants a hand-kept list of names, 124 knows no protocols.
+	@$(BIN)/flake8-async --disable=ASYNC9,ASYNC114,ASYNC124 $$(find edgeorch tests -name '*.py')
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(DEVELOPED) ## Short measurements, as ratios where two things are compared
+	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "edgeorch needs Python 3.11 or newer, and none is on PATH: install it, or say make PYTHON=/path/to/python3" >&2; exit 1; fi
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "edgeorch needs Python 3.11 or newer; $(PYTHON) is not: say make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@echo "installing edgeorch into $(VENV)" >&2
+	@$(PIP) install --editable .
+	@touch $@
+
+$(DEVELOPED): pyproject.toml | $(BIN)/python
+	@echo "installing edgeorch and what its tests need into $(VENV)" >&2
+	@$(PIP) install --editable '.[dev]'
+	@touch $(INSTALLED) $@
