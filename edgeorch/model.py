@@ -237,6 +237,7 @@ class Offer(Kept, frozen=True, kw_only=True):
     name: str
     spec: bytes
     caller: Caller
+    origin_name: str = ""
     requires: tuple[str, ...] = ()
     lease_s: float | None = None
     """The target ends the attempt when it has not heard from the origin for this long; None: never."""

@@ -4,41 +4,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
-from edgeorch.model import Caller, Event, Kept, Peer, Ranked, Score, Task, TaskSpec
+from edgeorch.dispatch.requests import Idempotency, NodeView, Submission, TaskPage
+from edgeorch.model import Caller, Event, Ranked, Task, TaskSpec
 from edgeorch.store import TaskFilter
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
-
-
-class Submission(Kept, frozen=True, kw_only=True):
-    """One spec, decoded and as it came."""
-
-    spec: TaskSpec
-    raw: bytes
-    """The accepted JSON, byte for byte."""
-    service_id: bool = False
-    """Number the task for the original API (``Task.service_id``)."""
-
-
-class Idempotency(Kept, frozen=True, kw_only=True):
-    """An Idempotency-Key and the SHA-256 of the body that came with it."""
-
-    key: str
-    body: bytes
-
-
-class TaskPage(Kept, frozen=True, kw_only=True):
-    """Tasks, newest first, and the names of the nodes that did not answer."""
-
-    tasks: tuple[Task, ...]
-    unreachable: tuple[str, ...] = ()
-
-
-class NodeView(Kept, frozen=True, kw_only=True):
-    """One node with the score that an empty spec would get there."""
-
-    peer: Peer
-    score: Score
-    is_self: bool = False
 
 
 class Backend(Protocol):
@@ -120,3 +89,6 @@ class Backend(Protocol):
     def statistics(self) -> Mapping[str, Any]:
         """Counts for ``/metrics``."""
         ...
+
+
+__all__ = ["Backend", "Idempotency", "NodeView", "Submission", "TaskPage"]

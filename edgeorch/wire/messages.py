@@ -296,6 +296,7 @@ class Chunk(Message, frozen=True, kw_only=True):
     stream: Literal["stdout", "stderr"]
     offset: int
     data: bytes
+    attempt: int = 0
     label: str = ""
     """Node name, where the output of several nodes is mixed."""
 

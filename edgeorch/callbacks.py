@@ -1,0 +1,251 @@
+"""Status callbacks: an outbox in the store, delivered at least once and in order per task.
+
+A callback is committed together with the change that it tells of. Names are resolved once per try, the
+addresses are checked, and the checked address is the one that is connected to, so a name that changes its
+mind in between leads nowhere else. Redirects are not followed.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+import msgspec
+import structlog
+import trio
+
+from edgeorch.config import Callbacks as Settings
+from edgeorch.errors import StorageError
+from edgeorch.model import Task, TaskSpec, TaskState
+from edgeorch.seams import Seams
+from edgeorch.store import Callback, DropCallback, PutCallback, TaskChange, TaskStore
+
+log = structlog.get_logger()
+
+AT_ONCE = 16
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 300.0
+ORIGINAL_STATUS = {TaskState.RUNNING: "Started", TaskState.SUCCEEDED: "Finished"}
+
+
+class NotDeliveredError(Exception):
+    """The receiver did not take it; ``final`` where another try cannot help."""
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
+
+
+class Callbacks:
+    """Makes callbacks for changes of tasks, and delivers them.
+
+    Args:
+        store: where the outbox is.
+        settings: ``[callbacks]``.
+        seams: clocks and jitter.
+        address_of: IP address of a node by id, for the original API's ``Target``.
+    """
+
+    def __init__(
+        self, store: TaskStore, settings: Settings, seams: Seams, address_of: Callable[[str], str]
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.seams = seams
+        self._address_of = address_of
+        self._number = 0
+        self._wake = trio.Event()
+        self._busy: set[str] = set()
+        self._limiter = trio.CapacityLimiter(AT_ONCE)
+        self._resolving = trio.CapacityLimiter(4)
+        self.delivered = 0
+        self.dropped = 0
+
+    def changes(self, task: Task, spec: TaskSpec, kind: str) -> Sequence[TaskChange]:
+        """The row of a callback for this change, if the task wants one."""
+        if spec.callback_url is None:
+            return ()
+        # Above every number of an earlier life of this node, whatever was delivered meanwhile.
+        self._number = max(self._number + 1, int(self.seams.wall() * 1000))
+        callback = Callback(
+            id=f"{task.id}.{self._number}",
+            task_id=task.id,
+            number=self._number,
+            url=spec.callback_url,
+            loopback=task.caller.loopback,
+            body=self._body(task, kind),
+            created_at=self.seams.wall(),
+        )
+        return (PutCallback(callback=callback),)
+
+    def wake(self) -> None:
+        """There is something new in the outbox."""
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Deliver until cancelled; what is left in the outbox goes out after the next start."""
+        async with _client() as client, trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                self._wake = trio.Event()
+                waiting: dict[str, list[Callback]] = {}
+                for callback in await self._outbox():
+                    waiting.setdefault(callback.task_id, []).append(callback)
+                for task_id, callbacks in waiting.items():
+                    if task_id not in self._busy:
+                        self._busy.add(task_id)
+                        callbacks.sort(key=lambda one: one.number)
+                        nursery.start_soon(self._deliver_all, client, task_id, callbacks)
+                await self._wake.wait()
+        raise AssertionError("unreachable")
+
+    def statistics(self) -> dict[str, int]:
+        """Counts for ``/metrics``."""
+        return {"delivered": self.delivered, "dropped": self.dropped, "busy": len(self._busy)}
+
+    def _body(self, task: Task, kind: str) -> bytes:
+        """The original API's fields for its tasks; ours have the names of the REST API."""
+        attempt = task.current
+        node = attempt.node if attempt else ""
+        if task.service_id is not None:
+            return msgspec.json.encode(
+                {
+                    "ServiceID": task.service_id,
+                    "ServiceName": task.name,
+                    "TaskId": task.id,
+                    "Status": ORIGINAL_STATUS.get(task.state, "Failed"),
+                    "Target": self._address_of(node) if node else "",
+                    "ExitCode": task.exit_code,
+                }
+            )
+        return msgspec.json.encode(
+            {
+                "id": task.id,
+                "name": task.name,
+                "event": kind,
+                "state": task.state,
+                "reason": task.reason,
+                "exit_code": task.exit_code,
+                "node": node or None,
+                "node_name": attempt.node_name if attempt else None,
+                "attempt": attempt.number if attempt else None,
+                "metadata": msgspec.json.decode(task.spec).get("metadata", {}),
+            }
+        )
+
+    async def _outbox(self) -> list[Callback]:
+        try:
+            return await self.store.callbacks()
+        except StorageError as error:
+            log.warning("cannot read the outbox", reason=str(error))
+            return []
+
+    async def _deliver_all(
+        self, client: httpx2.AsyncClient, task_id: str, callbacks: Sequence[Callback]
+    ) -> None:
+        for callback in callbacks:
+            await self._deliver(client, callback)
+        self._busy.discard(task_id)
+        self._wake.set()
+
+    async def _deliver(self, client: httpx2.AsyncClient, callback: Callback) -> None:
+        """Try until it is taken, refused for good, or too old; then forget it."""
+        wait_s = FIRST_WAIT_S
+        told = False
+        while True:
+            try:
+                async with self._limiter:
+                    await self._send(client, callback)
+                self.delivered += 1
+                break
+            except NotDeliveredError as error:
+                age = self.seams.wall() - callback.created_at
+                if error.final or age > self.settings.give_up_s:
+                    log.warning("a callback is given up", task=callback.task_id, reason=str(error))
+                    self.dropped += 1
+                    break
+                if not told:
+                    log.info("a callback is not taken yet", task=callback.task_id, reason=str(error))
+                    told = True
+            await trio.sleep(wait_s * self.seams.rng.uniform(0.5, 1.0))
+            wait_s = min(wait_s * 2, LONGEST_WAIT_S)
+        await self._forget(callback)
+
+    async def _forget(self, callback: Callback) -> None:
+        while True:
+            try:
+                await self.store.commit([DropCallback(id=callback.id)])
+            except StorageError as error:
+                log.warning("cannot record a delivered callback", task=callback.task_id, reason=str(error))
+                await trio.sleep(5)
+            else:
+                return
+
+    async def _send(self, client: httpx2.AsyncClient, callback: Callback) -> None:
+        with _too_slow(self.settings.timeout_s):
+            parts = urlsplit(callback.url)
+            host, port = parts.hostname or "", parts.port
+            address = await self._resolve(host, port or (443 if parts.scheme == "https" else 80))
+            check_address(address, loopback=callback.loopback)
+            literal = f"[{address}]" if ":" in address else address
+            url = urlunsplit(parts._replace(netloc=f"{literal}:{port}" if port else literal))
+            try:
+                answer = await client.post(
+                    url,
+                    content=callback.body,
+                    headers={
+                        "Host": parts.netloc,
+                        "Content-Type": "application/json",
+                        "Idempotency-Key": callback.id,
+                    },
+                    extensions={"sni_hostname": host},
+                )
+            except httpx2.HTTPError as error:
+                raise NotDeliveredError(f"{parts.netloc}: {str(error) or type(error).__name__}") from None
+        if not 200 <= answer.status_code < 300:
+            raise NotDeliveredError(f"{parts.netloc} answered {answer.status_code}")
+
+    async def _resolve(self, host: str, port: int) -> str:
+        try:
+            found = await trio.to_thread.run_sync(
+                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
+                limiter=self._resolving,
+                abandon_on_cancel=True,
+            )
+        except (OSError, UnicodeError) as error:
+            raise NotDeliveredError(f"{host}: {error}") from None
+        return str(found[0][4][0])
+
+
+def _client() -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+    # The deadline around each try covers name, connection and answer; proxies would see the checked address.
+    return httpx2.AsyncClient(limits=limits, timeout=None, follow_redirects=False, trust_env=False)
+
+
+def check_address(address: str, *, loopback: bool) -> None:
+    """Refuse addresses that a callback must not reach through this node.
+
+    Raises:
+        NotDeliveredError: final; the address is loopback for a request that did not come over loopback, or
+            link-local (where clouds keep their metadata services), multicast or unspecified.
+    """
+    found = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(found, "ipv4_mapped", None)
+    found = mapped or found
+    if found.is_loopback and not loopback:
+        raise NotDeliveredError(f"{address} is a loopback address", final=True)
+    if found.is_link_local or found.is_multicast or found.is_unspecified:
+        raise NotDeliveredError(f"{address} is not an address for callbacks", final=True)
+
+
+@contextmanager
+def _too_slow(seconds: float) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise NotDeliveredError(f"no answer in {seconds:g} s") from None

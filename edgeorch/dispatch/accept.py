@@ -1,0 +1,217 @@
+"""From a decoded spec to a task on disk."""
+
+import contextlib
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import trio
+
+from edgeorch.constraints import parse
+from edgeorch.dispatch.ledger import Ledger
+from edgeorch.dispatch.place import Placer, Plan
+from edgeorch.dispatch.requests import Idempotency, Submission
+from edgeorch.dispatch.view import View
+from edgeorch.errors import InvalidRequestError, KeyReusedError, PolicyError, StorageError, UnavailableError
+from edgeorch.executor.admission import PolicyCheck
+from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
+from edgeorch.store import PutKey, TaskChange
+
+KEY_LIFE_S = 86_400.0
+MAX_BATCH = 10_000
+
+
+class Acceptor:
+    """Validates, plans and commits submissions."""
+
+    def __init__(self, ledger: Ledger, view: View, placer: Placer, check_policy: PolicyCheck) -> None:
+        self.ledger = ledger
+        self.view = view
+        self.placer = placer
+        self.check_policy = check_policy
+        self._under_way: dict[tuple[str, str], trio.Event] = {}
+        # Never the same number twice, also over restarts: one a millisecond is more than ever comes.
+        self._service_id = int(ledger.seams.wall() * 1000)
+
+    async def submit(
+        self, submissions: Sequence[Submission], caller: Caller, idempotency: Idempotency | None
+    ) -> tuple[Task, ...]:
+        """See ``rest.backend.Backend.submit``."""
+        if not submissions:
+            raise InvalidRequestError("the list of tasks is empty", hint="send one spec or a list of specs")
+        if len(submissions) > MAX_BATCH:
+            raise InvalidRequestError(f"{len(submissions)} tasks in one request; {MAX_BATCH} are allowed")
+        for index, one in enumerate(submissions):
+            where = f"$[{index}]" if len(submissions) > 1 else "$"
+            self.validate(one.spec, caller, where)
+        if idempotency is None:
+            return await self._commit(submissions, caller, None)
+        scope = (caller.token, idempotency.key)
+        while scope in self._under_way:
+            await self._under_way[scope].wait()
+        self._under_way[scope] = done = trio.Event()
+        try:
+            known = await self.ledger.store.key(*scope, self.ledger.seams.wall())
+            if known is None:
+                return await self._commit(submissions, caller, idempotency)
+            if known.body != idempotency.body:
+                raise KeyReusedError(
+                    f"the Idempotency-Key {idempotency.key!r} was used with another body",
+                    hint="use a new key for a new request",
+                )
+            return await self._first_answer(known)
+        finally:
+            del self._under_way[scope]
+            done.set()
+
+    def validate(self, spec: TaskSpec, caller: Caller, where: str = "$") -> None:
+        """What the types cannot say.
+
+        Raises:
+            InvalidRequestError: with the JSON path of what is wrong.
+            PolicyError: this node's policy refuses every alternative.
+        """
+        self._check_placement(spec.placement, f"{where}.placement")
+        _printable(spec.name, f"{where}.name")
+        if spec.callback_url is not None:
+            _check_url(spec.callback_url, caller, f"{where}.callback_url")
+        refusals: list[PolicyError] = []
+        for index, service in enumerate(spec.service):
+            if isinstance(service, NativeService):
+                _check_native(service, f"{where}.service[{index}]")
+            elif not service.image.strip():
+                raise InvalidRequestError(f"{where}.service[{index}].image is empty")
+            try:
+                self.check_policy(service, spec.name, caller)
+            except PolicyError as refusal:
+                refusals.append(refusal)
+        if len(refusals) == len(spec.service):
+            raise refusals[0]
+
+    def _check_placement(self, place: Placement, where: str) -> None:
+        for text in (*place.constraints, *(text for text, _ in place.prefer)):
+            parse(text)
+        if place.count != 1 and place.mode != "spread":
+            raise InvalidRequestError(f"{where}.count: only mode 'spread' takes a count")
+        if place.node is not None and place.mode != "best":
+            raise InvalidRequestError(f"{where}.node: only mode 'best' takes a node")
+        if place.node == self.view.node_id and not place.self_:
+            raise InvalidRequestError(f"{where}: self is false, but node names this node")
+
+    async def _first_answer(self, known: PutKey) -> tuple[Task, ...]:
+        tasks = []
+        for task_id in known.task_ids:
+            entry = self.ledger.open.get(task_id)
+            task = entry.task if entry else await self.ledger.store.task(task_id)
+            if task is not None:
+                tasks.append(task)
+        return tuple(tasks)
+
+    async def _commit(
+        self, submissions: Sequence[Submission], caller: Caller, idempotency: Idempotency | None
+    ) -> tuple[Task, ...]:
+        if self.view.me.info.state == "draining" and not self.view.alive():
+            raise UnavailableError("the node is draining and knows no other node", hint="ask another node")
+        plans: list[Plan] = []
+        changes: list[TaskChange] = []
+        committed = False
+        try:
+            for submission in submissions:
+                plans.append(self._plan(submission, caller))
+                changes.extend(plans[-1].changes)
+            if idempotency is not None:
+                changes.append(
+                    PutKey(
+                        scope=caller.token,
+                        key=idempotency.key,
+                        body=idempotency.body,
+                        task_ids=tuple(plan.entry.task.id for plan in plans),
+                        expires_at=self.ledger.seams.wall() + KEY_LIFE_S,
+                    )
+                )
+            runs = [run for plan in plans for run in plan.runs]
+            # A caller who goes away now must not leave memory and disk apart.
+            with trio.CancelScope(shield=True) as shield:
+                shield.deadline = trio.current_time() + 60
+                await self.ledger.store.commit_both(changes, runs)
+                committed = True
+            if not committed:
+                raise StorageError("the disk did not take the task within 60 s", hint="check the disk")
+        finally:
+            if not committed:
+                for plan in plans:
+                    self.placer.undo(plan)
+                    self.ledger.drop(plan.entry)
+        for plan in plans:
+            self.ledger.saved(plan.entry, plan.entry.task)
+            self.placer.carry_out(plan)
+        if any(not plan.placed for plan in plans):
+            self.placer.wake()
+        return tuple(plan.entry.task for plan in plans)
+
+    def _plan(self, submission: Submission, caller: Caller) -> Plan:
+        spec = submission.spec
+        seams = self.ledger.seams
+        service_id = None
+        if submission.service_id:
+            self._service_id += 1
+            service_id = self._service_id
+        task = Task(
+            id=new_task_id(seams.wall(), seams.rng, self.view.node_id),
+            name=spec.name,
+            state=TaskState.WAITING,
+            origin=self.view.node_id,
+            caller=caller,
+            created_at=seams.wall(),
+            spec=submission.raw,
+            priority=spec.priority,
+            service_id=service_id,
+        )
+        entry = self.ledger.admit(task, spec)
+        if self.ledger.queue.ahead(entry.shape, spec.priority):
+            entry.update(reason="others of its kind wait before it")
+            plan = Plan(entry)
+        else:
+            plan = self.placer.plan(entry)
+        if not plan.changes:
+            plan.changes = self.ledger.state_changes(entry)
+        return plan
+
+
+def _check_native(service: NativeService, where: str) -> None:
+    if not service.argv[0].strip():
+        raise InvalidRequestError(f"{where}.argv[0] is empty", hint="name the program to run")
+    for index, text in enumerate(service.argv):
+        if "\0" in text:
+            raise InvalidRequestError(f"{where}.argv[{index}] contains a NUL character")
+    for name, value in service.env.items():
+        if "=" in name or "\0" in name or "\0" in value:
+            raise InvalidRequestError(f"{where}.env: {name!r} is not a name for a variable")
+        if name.startswith("EDGEORCH_"):
+            raise InvalidRequestError(f"{where}.env: {name!r} is set by edgeorch itself")
+
+
+def _printable(text: str, where: str) -> None:
+    if not text.isprintable() or not text.strip():
+        raise InvalidRequestError(f"{where} must be printable text")
+
+
+def _check_url(url: str, caller: Caller, where: str) -> None:
+    """A first look; ``callbacks`` checks the address that the name has when it delivers."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise InvalidRequestError(f"{where}: {error}") from None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise InvalidRequestError(f"{where} must be an http or https URL with a host")
+    if parts.username is not None:
+        raise InvalidRequestError(f"{where} must not hold a user name or password")
+    loopback = host == "localhost" or host.endswith(".localhost")
+    with contextlib.suppress(ValueError):
+        loopback = loopback or ipaddress.ip_address(host).is_loopback
+    if loopback and not caller.loopback:
+        raise InvalidRequestError(
+            f"{where}: a loopback address is only for requests that come over loopback",
+            hint="give an address that this node can reach",
+        )

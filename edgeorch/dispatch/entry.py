@@ -1,0 +1,74 @@
+"""An open task in its origin's memory."""
+
+import math
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from edgeorch.model import Attempt, Task, TaskSpec
+from edgeorch.store import TaskChange
+
+
+@dataclass
+class Refused:
+    """A node's refusal in this round. ``lasting`` ones (policy, driver) hold for a while."""
+
+    reason: str
+    at: float
+    lasting: bool
+
+
+@dataclass(eq=False)
+class Entry:
+    """A task that has not ended, and what is known of it beside its record.
+
+    Attributes:
+        task: the record as it should be on disk.
+        saved: the record as it is on disk: what callers are told.
+        spec: the decoded spec.
+        shape: see ``queue``.
+        expires: boot time when the newest attempt's lease runs out at the origin; infinite for local ones.
+        unreachable_at: boot time when an at-most-once attempt's lease ran out.
+        deadline: boot time when the task must have ended.
+        refused: by node id, since the last attempt that counted.
+        unsaved: changes that the disk did not take; they go with the next commit.
+        children: states of the children of a parent.
+        changed: set at each change of the task; replaced by a new event each time.
+        sequences: attempt number to the newest report's number.
+    """
+
+    task: Task
+    spec: TaskSpec
+    shape: bytes
+    deadline: float
+    saved: Task
+    expires: float = math.inf
+    unreachable_at: float | None = None
+    refused: dict[str, Refused] = field(default_factory=dict)
+    unsaved: list[TaskChange] = field(default_factory=list)
+    children: dict[str, bool] = field(default_factory=dict)
+    changed: trio.Event = field(default_factory=trio.Event)
+    sequences: dict[int, int] = field(default_factory=dict)
+
+    def signal(self) -> None:
+        """Wake whoever waits for a change of this task."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+    @property
+    def at_most_once(self) -> bool:
+        """Whether the task may only be tried once."""
+        return self.spec.retry.max_attempts == 1
+
+    def attempt(self, number: int) -> Attempt | None:
+        """The attempt with this number."""
+        return next((one for one in reversed(self.task.attempts) if one.number == number), None)
+
+    def next_number(self) -> int:
+        """The number of the next attempt; it only grows."""
+        return max((one.number for one in self.task.attempts), default=0) + 1
+
+    def update(self, **fields: object) -> None:
+        """Change the task's record in memory."""
+        self.task = msgspec.structs.replace(self.task, **fields)

@@ -1,0 +1,164 @@
+"""What other nodes ask of dispatch and executor: message type to answer.
+
+A message that names a node or an attempt is checked against the sender's certificate: an origin may only stop
+and find its own attempts, a target only report and renew what it was given.
+"""
+
+import structlog
+
+from edgeorch.dispatch.dispatch import Dispatch
+from edgeorch.dispatch.nodes import STATES
+from edgeorch.dispatch.reading import may_see
+from edgeorch.errors import ForbiddenError, NotFoundError
+from edgeorch.executor.executor import Executor
+from edgeorch.model import Caller, origin_of
+from edgeorch.wire import From, Handlers, Sender
+from edgeorch.wire.messages import (
+    CancelTask,
+    ChangeNode,
+    Done,
+    FindRuns,
+    FollowEvents,
+    FollowOutput,
+    ForgetNode,
+    GetTask,
+    Happened,
+    ListTasks,
+    MakeOffer,
+    NodeStatus,
+    Offered,
+    Renew,
+    Renewed,
+    Report,
+    ReportTaken,
+    Runs,
+    StopAttempt,
+    TaskFound,
+    TasksFound,
+    WaitTask,
+)
+
+log = structlog.get_logger()
+
+LONGEST_WAIT_S = 3600.0
+
+
+def add_handlers(handlers: Handlers, dispatch: Dispatch, executor: Executor) -> None:
+    """Fill in the table for everything that tasks need."""
+    asked = _Asked(dispatch, executor)
+    handlers.requests |= {
+        MakeOffer: asked.offer,
+        StopAttempt: asked.stop,
+        FindRuns: asked.find,
+        Report: asked.report,
+        Renew: asked.renew,
+        GetTask: asked.get_task,
+        WaitTask: asked.wait_task,
+        ListTasks: asked.list_tasks,
+        CancelTask: asked.cancel_task,
+        ChangeNode: asked.change_node,
+        ForgetNode: asked.forget_node,
+    }
+    handlers.streams |= {FollowOutput: asked.follow_output, FollowEvents: asked.follow_events}
+
+
+class _Asked:
+    def __init__(self, dispatch: Dispatch, executor: Executor) -> None:
+        self.dispatch = dispatch
+        self.executor = executor
+
+    async def offer(self, sender: From, message: MakeOffer) -> Offered:
+        offer = message.offer
+        _check_origin(sender, offer.task_id, offer.origin)
+        return await self.executor.accept(offer)
+
+    async def stop(self, sender: From, message: StopAttempt) -> Done:
+        _check_origin(sender, message.key.rpartition(".")[0])
+        self.executor.stop(message.key, message.cause)
+        return Done()
+
+    async def find(self, sender: From, message: FindRuns) -> Runs:
+        for task_id in message.task_ids:
+            _check_origin(sender, task_id)
+        return Runs(runs=self.executor.find(message.task_ids))
+
+    async def report(self, sender: From, message: Report) -> ReportTaken:
+        run = message.run
+        if run.progress:
+            await self.dispatch.ledger.take_progress(sender.node_id, run)
+            return ReportTaken(sequence=run.sequence)
+        known = await self.dispatch.ledger.take_report(sender.node_id, run)
+        return ReportTaken(sequence=run.sequence, known=known)
+
+    async def renew(self, sender: From, message: Renew) -> Renewed:
+        return Renewed(keys=self.dispatch.leases.heard(sender.node_id, message.keys))
+
+    async def get_task(self, sender: From, message: GetTask) -> TaskFound:
+        return TaskFound(task=await self.dispatch.reader.local(message.task_id, _via(sender, message.caller)))
+
+    async def wait_task(self, sender: From, message: WaitTask) -> TaskFound:
+        task = await self.dispatch.reader.local(message.task_id, _via(sender, message.caller))
+        seconds = min(message.wait_s, LONGEST_WAIT_S)
+        return TaskFound(task=await self.dispatch.reader.until(task, seconds, lambda now: now.state.terminal))
+
+    async def list_tasks(self, sender: From, message: ListTasks) -> TasksFound:
+        page = await self.dispatch.reader.tasks(message.which, _via(sender, message.caller), local=True)
+        return TasksFound(tasks=page.tasks)
+
+    async def cancel_task(self, sender: From, message: CancelTask) -> TaskFound:
+        task = await self.dispatch.cancel_here(message.task_id, _via(sender, message.caller))
+        return TaskFound(task=task)
+
+    async def change_node(self, sender: From, message: ChangeNode) -> NodeStatus:
+        caller = _via(sender, message.caller)
+        if not caller.may("admin"):
+            raise ForbiddenError("changing a node needs role admin")
+        await self.dispatch.audit(caller, message.action, "self")
+        self.dispatch.nodes_part.me.set_state(STATES[message.action])
+        me = self.dispatch.nodes_part.me
+        return NodeStatus(info=me.info, sample=me.sample())
+
+    async def forget_node(self, sender: From, message: ForgetNode) -> Done:
+        if not _via(sender, message.caller).may("admin"):
+            raise ForbiddenError("forgetting a node needs role admin")
+        self.dispatch.view.membership.forget(message.node_id)
+        return Done()
+
+    async def follow_output(self, sender: From, message: FollowOutput, out: Sender) -> None:
+        caller = _via(sender, message.caller)
+        if origin_of(message.task_id) == self.dispatch.view.node_id:
+            task = await self.dispatch.reader.local(message.task_id, caller)
+            if not may_see(caller, task):
+                raise NotFoundError(f"no task {message.task_id!r}")
+            async with self.dispatch.outputs.of_fleet(message) as chunks:
+                async for chunk in chunks:
+                    await out.send(chunk)
+            return
+        _check_origin(sender, message.task_id)
+        async with self.dispatch.outputs.of_run(message) as chunks:
+            async for chunk in chunks:
+                await out.send(chunk)
+
+    async def follow_events(self, sender: From, message: FollowEvents, out: Sender) -> None:
+        caller = _via(sender, message.caller)
+        async with self.dispatch.events(message.task_id, caller, message.after) as events:
+            async for event in events:
+                await out.send(Happened(event=event))
+
+
+def _check_origin(sender: From, task_id: str, claimed: str = "") -> None:
+    """Only the node in a task's id may speak as its origin."""
+    try:
+        origin = origin_of(task_id)
+    except ValueError as error:
+        raise NotFoundError(str(error)) from None
+    if origin != sender.node_id or claimed not in ("", sender.node_id):
+        log.warning(
+            "refused a message that speaks for another node", sender=sender.node_id, claimed=claimed or origin
+        )
+        raise ForbiddenError(f"node {sender.node_id} is not the origin of this task")
+
+
+def _via(sender: From, caller: Caller) -> Caller:
+    """The caller as this node believes it: checked by the sender, and by nobody else."""
+    return Caller(token=caller.token, role=caller.role, via=sender.node_id, loopback=False)

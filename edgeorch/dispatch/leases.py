@@ -1,0 +1,185 @@
+"""The origin's side of leases, deadlines and cancelling: what has to end, and when."""
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Literal, NoReturn, TypeAlias
+
+import structlog
+import trio
+
+from edgeorch.config import Lease
+from edgeorch.dispatch.entry import Entry
+from edgeorch.dispatch.ledger import Ledger
+from edgeorch.dispatch.view import View
+from edgeorch.errors import EdgeorchError, StorageError
+from edgeorch.executor.executor import Executor
+from edgeorch.lifecycle import Effect, TaskEvent
+from edgeorch.model import AttemptState
+from edgeorch.seams import Seams
+from edgeorch.store import TaskChange
+from edgeorch.wire import Peers
+from edgeorch.wire.messages import StopAttempt
+
+log = structlog.get_logger()
+
+Cause: TypeAlias = Literal["cancelled", "timed_out", "superseded"]
+
+MARGIN_S = 3.0
+"""The origin waits this much longer than the target, which needs up to 2 s to end the attempt."""
+
+
+class Leases:
+    """Looks at the clock for all open tasks of this origin."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        view: View,
+        *,
+        executor: Executor,
+        peers: Peers,
+        lease: Lease,
+        nursery: trio.Nursery,
+        seams: Seams,
+    ) -> None:
+        self.ledger = ledger
+        self.view = view
+        self.executor = executor
+        self.peers = peers
+        self.lease = lease
+        self.seams = seams
+        self._nursery = nursery
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Once a second, end what is overdue. A second is the resolution of leases and deadlines."""
+        task_status.started()
+        while True:
+            await trio.sleep(1.0)
+            now = self.seams.boottime()
+            for entry in list(self.ledger.open.values()):
+                if entry.task.state.terminal:
+                    continue
+                if now >= entry.deadline:
+                    await self._attempt_to(self._past_deadline, entry)
+                elif now >= entry.expires:
+                    await self._attempt_to(self._expired, entry)
+
+    def heard(self, node: str, keys: Sequence[str]) -> tuple[str, ...]:
+        """A target still runs these: extend their leases. Returns the keys that are still wanted."""
+        wanted = []
+        for key in keys:
+            task_id, _, number = key.rpartition(".")
+            entry = self.ledger.open.get(task_id)
+            if entry is None or not number.isdigit():
+                continue
+            attempt = entry.task.current
+            if attempt is None or attempt.number != int(number) or attempt.node != node:
+                continue
+            if attempt.state.terminal or entry.task.cancelling or entry.task.state.terminal:
+                continue
+            self.extend(entry)
+            wanted.append(key)
+        return tuple(wanted)
+
+    def extend(self, entry: Entry) -> None:
+        """The newest attempt's target was heard just now."""
+        entry.expires = self.seams.boottime() + self.lease.lease_s + MARGIN_S
+        if entry.unreachable_at is not None:
+            entry.unreachable_at = None
+            entry.update(reason="")
+
+    async def cancel(self, entry: Entry) -> None:
+        """Begin to end a task on request; safe to repeat."""
+        if entry.task.state.terminal or entry.task.cancelling:
+            return
+        entry.update(cancelling=True)
+        changes: list[TaskChange]
+        effects: tuple[Effect, ...] = ()
+        attempt = entry.task.current
+        if attempt is None or attempt.state.terminal:
+            changes, effects = self.ledger.move_task(entry, TaskEvent.CANCEL, "cancelled before it ran")
+        else:
+            entry.update(reason="being cancelled")
+            changes = self.ledger.state_changes(entry)
+        await self.ledger.commit(entry, changes, effects)
+        self.end_attempt(entry, "cancelled")
+
+    def end_attempt(self, entry: Entry, cause: Cause) -> None:
+        """Tell the newest attempt's target to end it; a target that does not hear it loses its lease."""
+        attempt = entry.task.current
+        if attempt is None or attempt.state.terminal:
+            return
+        key = f"{entry.task.id}.{attempt.number}"
+        if attempt.node == self.view.node_id:
+            self.executor.stop(key, cause)
+        else:
+            self._nursery.start_soon(self._tell, attempt.node, key, cause)
+
+    async def lose(self, entry: Entry, reason: str) -> None:
+        """The newest attempt is gone: replace it, or end the task where the rules say so."""
+        attempt = entry.task.current
+        if attempt is None or attempt.state.terminal:
+            return
+        changes, effects = self.ledger.move_attempt(
+            entry,
+            attempt.number,
+            AttemptState.LOST,
+            cause="node_lost",
+            reason=reason,
+            ended_at=self.seams.wall(),
+        )
+        await self.ledger.commit(entry, changes, effects)
+
+    async def _attempt_to(self, act: Callable[[Entry], Awaitable[None]], entry: Entry) -> None:
+        try:
+            await act(entry)
+        except StorageError as error:
+            log.warning("cannot record a change yet", task=entry.task.id, reason=str(error))
+
+    async def _past_deadline(self, entry: Entry) -> None:
+        reason = f"not done within deadline_s = {entry.spec.deadline_s:g}"
+        changes, effects = self.ledger.move_task(entry, TaskEvent.TIME_OUT, reason)
+        self.end_attempt(entry, "timed_out")
+        await self.ledger.commit(entry, changes, effects)
+
+    async def _expired(self, entry: Entry) -> None:
+        attempt = entry.task.current
+        if attempt is None or attempt.state.terminal:
+            entry.expires = math.inf
+            return
+        now = self.seams.boottime()
+        if entry.at_most_once and not entry.task.cancelling:
+            if entry.unreachable_at is None:
+                entry.unreachable_at = now
+                since = self.seams.wall() - self.lease.lease_s
+                entry.update(reason=f"node {attempt.node_name} unreachable since {_utc(since)}")
+                await self.ledger.commit(entry, self.ledger.state_changes(entry))
+            if now - entry.unreachable_at < self.lease.lost_after_s:
+                entry.expires = now + 1.0
+                return
+        log.info("an attempt is lost", task=entry.task.id, node=attempt.node_name)
+        await self.lose(entry, f"node {attempt.node_name} was not heard for {self.lease.lease_s:g} s")
+
+    async def _tell(self, node: str, key: str, cause: Cause) -> None:
+        task_id = key.rpartition(".")[0]
+        wait_s = 0.5
+        while (entry := self.ledger.open.get(task_id)) and not self._over(entry, key):
+            try:
+                with trio.fail_after(5.0):
+                    await self.peers.call(node, StopAttempt(key=key, cause=cause))
+            except (EdgeorchError, trio.TooSlowError) as error:
+                log.debug("a node was not told to end an attempt", key=key, reason=str(error))
+                await trio.sleep(wait_s)
+                wait_s = min(wait_s * 2, 10.0)
+            else:
+                return
+
+    @staticmethod
+    def _over(entry: Entry, key: str) -> bool:
+        attempt = entry.attempt(int(key.rpartition(".")[2]))
+        return attempt is None or attempt.state.terminal
+
+
+def _utc(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,313 @@
+"""The origin's open tasks, and the only place where their states change.
+
+A change is made in memory first, at once, and then committed: whoever comes next builds on it. Where the disk
+does not take it, the change stays with the entry and goes with the next commit; nothing is acknowledged to a
+target or a caller before it is on disk.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import structlog
+import trio
+
+from edgeorch.dispatch.books import Books
+from edgeorch.dispatch.entry import Entry
+from edgeorch.dispatch.queue import Queue, shape_of
+from edgeorch.errors import StorageError
+from edgeorch.lifecycle import EVENT_OF_STATE, Effect, TaskEvent, step_attempt, step_task, task_event
+from edgeorch.model import Attempt, AttemptState, Event, Task, TaskSpec, TaskState
+from edgeorch.seams import Seams
+from edgeorch.store import AttemptChange, LocalStore, PutEvent, PutTask, TaskChange
+from edgeorch.wire.messages import RunState
+
+log = structlog.get_logger()
+
+KEPT_REFUSALS = 8
+"""Refused attempts kept per task: enough to see why, bounded for a task that is refused for a week."""
+LATE_REASON = "a late result came after the attempt had been given up"
+
+
+class Notifier(Protocol):
+    """What makes a status callback of a change; ``callbacks`` is the real one."""
+
+    def changes(self, task: Task, spec: TaskSpec, kind: str) -> Sequence[TaskChange]:
+        """Rows for the outbox, committed with the change. ``kind`` is ``started`` or ``ended``."""
+        ...
+
+    def wake(self) -> None:
+        """There is something new in the outbox."""
+        ...
+
+
+class Ledger:
+    """Open tasks by id.
+
+    Attributes:
+        happened: set whenever numbered events were committed; replaced by a new event each time.
+        on_queue: called with an entry that has to be placed again, after ``seconds``.
+        on_end: called with an entry whose task has ended and is on disk.
+    """
+
+    def __init__(self, store: LocalStore, notifier: Notifier, seams: Seams) -> None:
+        self.store = store
+        self.notifier = notifier
+        self.seams = seams
+        self.books = Books()
+        self.queue = Queue()
+        self.open: dict[str, Entry] = {}
+        self.happened = trio.Event()
+        self.on_queue: Callable[[Entry, float], None] = lambda _entry, _seconds: None
+        self.on_end: Callable[[Entry], None] = lambda _entry: None
+        self.ended = 0
+
+    def admit(self, task: Task, spec: TaskSpec) -> Entry:
+        """Take a task into memory; the caller commits it."""
+        left = task.created_at + spec.deadline_s - self.seams.wall()
+        entry = Entry(
+            task=task,
+            spec=spec,
+            shape=shape_of(spec),
+            deadline=self.seams.boottime() + max(left, 0.0),
+            saved=task,
+        )
+        self.open[task.id] = entry
+        return entry
+
+    def drop(self, entry: Entry) -> None:
+        """Undo ``admit`` for a task that could not be committed."""
+        self.open.pop(entry.task.id, None)
+        self.books.release(entry.task.id)
+        self.queue.remove(entry.task.id)
+
+    def event(self, task: Task, kind: str, **data: str | float | bool | None) -> PutEvent:
+        """An event of a task, to be committed with the change that it tells of."""
+        return PutEvent(event=Event(task=task.id, at=self.seams.wall(), type=kind, data=dict(data)))
+
+    def state_changes(self, entry: Entry) -> list[TaskChange]:
+        """The task's row and the event that tells its state."""
+        task = entry.task
+        return [
+            PutTask(task=task),
+            self.event(task, "state", state=str(task.state), reason=task.reason, exit_code=task.exit_code),
+        ]
+
+    def add_attempt(self, entry: Entry, attempt: Attempt) -> list[TaskChange]:
+        """A new attempt, offered or already taken by this node itself: the task is being placed."""
+        refused = [one for one in entry.task.attempts if one.state is AttemptState.REFUSED]
+        dropped = refused[: max(len(refused) - KEPT_REFUSALS, 0)]
+        kept = tuple(one for one in entry.task.attempts if one not in dropped)
+        entry.update(attempts=(*kept, attempt), state=TaskState.PLACING, reason="")
+        entry.unreachable_at = None
+        return [*self.state_changes(entry), self._attempt_event(entry, attempt)]
+
+    def move_attempt(
+        self, entry: Entry, number: int, state: AttemptState, **facts: object
+    ) -> tuple[list[TaskChange], tuple[Effect, ...]]:
+        """Bring an attempt, and with it the task, to a new state in memory.
+
+        Returns:
+            The changes to commit (none where nothing changes) and the effects to carry out afterwards.
+        """
+        attempt = entry.attempt(number)
+        if attempt is None:
+            return [], ()
+        new = step_attempt(attempt.state, EVENT_OF_STATE[state])
+        if new is None:
+            if attempt.state is AttemptState.LOST and state.terminal and state is not AttemptState.LOST:
+                late = msgspec.structs.replace(attempt, state=AttemptState.SUPERSEDED, reason=LATE_REASON)
+                return list(self._put_attempt(entry, late)), ()
+            return [], ()
+        moved = msgspec.structs.replace(attempt, state=new, **facts)
+        changes: list[TaskChange] = self._put_attempt(entry, moved)
+        if entry.task.state.terminal or entry.task.attempts[-1].number != number:
+            return changes, ()
+        counted = sum(one.state is not AttemptState.REFUSED for one in entry.task.attempts)
+        event = task_event(
+            new, moved.cause, entry.spec.retry, counted=counted, cancelling=entry.task.cancelling
+        )
+        if event is None:
+            return changes, ()
+        more, effects = self.move_task(entry, event, moved.reason, exit_code=moved.exit_code)
+        return [*more, *changes[1:]] if more else changes, effects
+
+    def move_task(
+        self, entry: Entry, event: TaskEvent, reason: str, *, exit_code: int | None = None
+    ) -> tuple[list[TaskChange], tuple[Effect, ...]]:
+        """Bring the task to a new state in memory; see ``move_attempt``."""
+        step = step_task(entry.task.state, event)
+        if step is None:
+            return [], ()
+        ended = step.state.terminal
+        entry.update(
+            state=step.state,
+            reason=reason,
+            exit_code=exit_code if ended else None,
+            ended_at=self.seams.wall() if ended else None,
+        )
+        changes = self.state_changes(entry)
+        for effect in step.effects:
+            if effect in (Effect.NOTIFY_STARTED, Effect.NOTIFY_ENDED):
+                kind = effect.removeprefix("notify_")
+                changes.extend(self.notifier.changes(entry.task, entry.spec, kind))
+        return changes, step.effects
+
+    async def commit(
+        self,
+        entry: Entry,
+        changes: Sequence[TaskChange],
+        effects: Sequence[Effect] = (),
+        runs: Sequence[AttemptChange] = (),
+    ) -> None:
+        """Make changes of one task durable and carry out their effects.
+
+        Raises:
+            StorageError: the changes wait with the entry for the next commit; effects are carried out all
+                the same, because memory has already moved on.
+        """
+        todo = list(changes)
+        if entry.unsaved:
+            # The row as it is now, not as it was when the disk refused it.
+            todo = [PutTask(task=entry.task), *entry.unsaved, *changes]
+            entry.unsaved = []
+        record = entry.task
+        try:
+            await self.store.commit_both(todo, runs)
+        except StorageError:
+            refused: list[TaskChange] = [one for one in todo if not isinstance(one, PutTask)]
+            entry.unsaved = refused + entry.unsaved
+            self._carry_out(entry, effects)
+            raise
+        self.saved(entry, record)
+        self._carry_out(entry, effects)
+        if entry.task.state.terminal and not entry.unsaved and self._settled(entry):
+            self.open.pop(entry.task.id, None)
+
+    def saved(self, entry: Entry, record: Task) -> None:
+        """A record is on disk: callers may be told, followers of events wake."""
+        entry.saved = record
+        entry.signal()
+        self.happened.set()
+        self.happened = trio.Event()
+
+    async def take_report(self, node: str, run: RunState, runs: Sequence[AttemptChange] = ()) -> bool:
+        """A target's word on an attempt. Idempotent; returns whether the origin knows the attempt.
+
+        Raises:
+            StorageError: nothing is acknowledged; the target tells it again.
+        """
+        task_id, _, number_text = run.key.rpartition(".")
+        number = int(number_text) if number_text.isdigit() else -1
+        entry = self.open.get(task_id)
+        if entry is None:
+            if runs:
+                await self.store.commit_runs(runs)
+            return await self._late(task_id, number, node, run)
+        attempt = entry.attempt(number)
+        if attempt is None or attempt.node != node:
+            log.warning(
+                "ignored a report on an attempt that the sender does not hold", key=run.key, node=node
+            )
+            return False
+        changes: list[TaskChange] = []
+        effects: tuple[Effect, ...] = ()
+        if run.sequence > entry.sequences.get(number, 0):
+            entry.sequences[number] = run.sequence
+            if run.stdout_tail or run.stderr_tail:
+                entry.update(stdout_tail=run.stdout_tail, stderr_tail=run.stderr_tail)
+            changes, effects = self.move_attempt(entry, number, run.state, **self._facts(attempt, run))
+        if changes or entry.unsaved or runs:
+            await self.commit(entry, changes, effects, runs)
+        return True
+
+    async def take_progress(self, node: str, run: RunState) -> None:
+        """A line for people on an attempt that is being prepared; an event and nothing else."""
+        task_id, _, number = run.key.rpartition(".")
+        entry = self.open.get(task_id)
+        if entry is None or not number.isdigit():
+            return
+        attempt = entry.attempt(int(number))
+        if attempt is not None and attempt.node == node and not attempt.state.terminal:
+            event = self.event(entry.task, "progress", text=run.progress[:500], number=attempt.number)
+            await self.commit(entry, [event])
+
+    async def _late(self, task_id: str, number: int, node: str, run: RunState) -> bool:
+        """A report on a task that has ended: it changes only its attempt."""
+        task = await self.store.task(task_id)
+        if task is None:
+            return False
+        for attempt in task.attempts:
+            if attempt.number == number and attempt.node == node and not attempt.state.terminal:
+                state = run.state if run.state.terminal else attempt.state
+                new = msgspec.structs.replace(attempt, state=state, **self._facts(attempt, run))
+                attempts = tuple(new if one.number == number else one for one in task.attempts)
+                late = msgspec.structs.replace(task, attempts=attempts)
+                await self.store.commit([PutTask(task=late)])
+        return True
+
+    def _facts(self, attempt: Attempt, run: RunState) -> dict[str, object]:
+        """Fields of the attempt that a report fills; the origin stamps the times."""
+        now = self.seams.wall()
+        facts: dict[str, object] = {"driver": run.driver or attempt.driver}
+        if run.started_age_s is not None and attempt.started_at is None:
+            facts["started_at"] = now - run.started_age_s
+        if run.ended_age_s is not None:
+            facts["ended_at"] = now - run.ended_age_s
+        if run.exit is not None:
+            end = run.exit
+            facts |= {
+                "exit_code": end.exit_code,
+                "signal": end.signal,
+                "cause": end.cause,
+                "reason": end.reason,
+            }
+        return facts
+
+    def _put_attempt(self, entry: Entry, attempt: Attempt) -> list[TaskChange]:
+        attempts = tuple(attempt if one.number == attempt.number else one for one in entry.task.attempts)
+        entry.update(attempts=attempts)
+        return [PutTask(task=entry.task), self._attempt_event(entry, attempt)]
+
+    def _attempt_event(self, entry: Entry, attempt: Attempt) -> PutEvent:
+        return self.event(
+            entry.task,
+            "attempt",
+            number=attempt.number,
+            state=str(attempt.state),
+            node=attempt.node,
+            node_name=attempt.node_name,
+            driver=attempt.driver,
+            reason=attempt.reason,
+            exit_code=attempt.exit_code,
+        )
+
+    def _carry_out(self, entry: Entry, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if effect is Effect.RELEASE:
+                self.books.release(entry.task.id)
+                entry.expires = math.inf
+            elif effect is Effect.QUEUE:
+                self.on_queue(entry, self._backoff(entry))
+            elif effect is Effect.NOTIFY_STARTED:
+                self.notifier.wake()
+            elif effect is Effect.NOTIFY_ENDED:
+                self.notifier.wake()
+                self.queue.remove(entry.task.id)
+                self.ended += 1
+                self.on_end(entry)
+
+    def _backoff(self, entry: Entry) -> float:
+        """Seconds until the next try: none after a refusal, else doubling from ``retry.backoff_s``."""
+        last = entry.task.current
+        if last is None or last.state is AttemptState.REFUSED:
+            return 0.0
+        counted = sum(one.state is not AttemptState.REFUSED for one in entry.task.attempts)
+        longest: float = min(entry.spec.retry.backoff_s * 2.0 ** min(counted - 1, 10), 300.0)
+        return longest * self.seams.rng.uniform(0.5, 1.0)
+
+    @staticmethod
+    def _settled(entry: Entry) -> bool:
+        """Whether no attempt can still change."""
+        return all(one.state.terminal for one in entry.task.attempts)

@@ -1,0 +1,305 @@
+"""Finding a node for a task: plan in memory, commit, then carry out.
+
+A plan reserves at once what it uses (a slot here, a line in the books for another node), so that the next
+plan of the same moment sees it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import structlog
+import trio
+
+from edgeorch.config import Lease
+from edgeorch.dispatch.children import choose_nodes, make_children
+from edgeorch.dispatch.entry import Entry, Refused
+from edgeorch.dispatch.ledger import Ledger
+from edgeorch.dispatch.view import View
+from edgeorch.errors import EdgeorchError, NodeUnreachableError, StorageError
+from edgeorch.executor.admission import Refusal
+from edgeorch.executor.executor import Admission, Executor
+from edgeorch.lifecycle import Effect, TaskEvent
+from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
+from edgeorch.scheduler import why_waiting
+from edgeorch.seams import Seams
+from edgeorch.store import AttemptChange, PutRun, TaskChange
+from edgeorch.wire import Peers
+from edgeorch.wire.messages import MakeOffer, Offered
+
+log = structlog.get_logger()
+
+OFFER_S = 5.0
+"""A target answers an offer after one commit; longer than this, its answer is unknown."""
+LASTING = ("policy", "driver", "unsupported", "constraint")
+
+
+@dataclass
+class Plan:
+    """What will be done with a task once its changes are on disk.
+
+    Attributes:
+        entry: the task.
+        changes: rows to commit.
+        runs: rows of this node as a target, where it runs the task itself.
+        admission: the slot held here.
+        offer: what is offered to another node; None: nothing (waiting, or run here).
+        target: id of that node.
+        children: tasks that a ``spread`` or ``all`` task is split into.
+    """
+
+    entry: Entry
+    changes: list[TaskChange] = field(default_factory=list)
+    runs: list[AttemptChange] = field(default_factory=list)
+    admission: Admission | None = None
+    offer: Offer | None = None
+    target: str = ""
+    children: list[Entry] = field(default_factory=list)
+
+    @property
+    def placed(self) -> bool:
+        """Whether a node was found."""
+        return self.admission is not None or self.offer is not None or bool(self.children)
+
+
+class Placer:
+    """Places waiting tasks when something changes that may help them."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        view: View,
+        *,
+        executor: Executor,
+        peers: Peers,
+        lease: Lease,
+        nursery: trio.Nursery,
+        seams: Seams,
+    ) -> None:
+        self.ledger = ledger
+        self.view = view
+        self.executor = executor
+        self.peers = peers
+        self.lease = lease
+        self.seams = seams
+        self._nursery = nursery
+        self._work = trio.Event()
+        self.unclear: trio.Event = trio.Event()
+        """Set when an offer's outcome is unknown; reconcile asks the node."""
+        ledger.on_queue = self.enqueue
+
+    def enqueue(self, entry: Entry, seconds: float = 0.0) -> None:
+        """Look for a node again, now or after a while."""
+        if seconds > 0:
+            self._nursery.start_soon(self._enqueue_later, entry, seconds)
+        else:
+            self.ledger.queue.push(entry)
+            self._work.set()
+
+    def wake(self) -> None:
+        """Something waits that was queued without ``enqueue``."""
+        self._work.set()
+
+    def plan(self, entry: Entry) -> Plan:
+        """Choose a node and reserve it, or say why the task waits; commit the plan, then ``carry_out``."""
+        if entry.spec.placement.mode != "best":
+            return self._plan_children(entry)
+        while True:
+            ranking = self.view.rank(entry.spec, entry)
+            best = next((line for line in ranking if not line.refusal), None)
+            if best is None:
+                return self._wait(entry, why_waiting(ranking))
+            if best.node != self.view.node_id:
+                return self._plan_remote(entry, best)
+            try:
+                return self._plan_local(entry, best)
+            except Refusal as refusal:
+                self._remember(entry, best.node, refusal.detail, lasting=refusal.cause in LASTING)
+
+    def undo(self, plan: Plan) -> None:
+        """Give back what a plan has reserved, because it could not be committed."""
+        if plan.admission is not None:
+            plan.admission.reservation.release()
+        self.ledger.books.release(plan.entry.task.id)
+        for child in plan.children:
+            self.ledger.drop(child)
+        plan.entry.children.clear()
+
+    def carry_out(self, plan: Plan) -> None:
+        """The plan is on disk: start the attempt here, send the offer, or let the task wait."""
+        if plan.admission is not None:
+            self.executor.launch(plan.admission)
+        elif plan.offer is not None:
+            self._nursery.start_soon(self._offer, plan.entry, plan.offer, plan.target)
+        elif plan.children:
+            for child in plan.children:
+                self.enqueue(child)
+        else:
+            self.ledger.queue.push(plan.entry)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Try the waiting tasks whenever a slot is freed, a node changes, or a task comes."""
+        task_status.started()
+        while True:
+            if len(self.ledger.queue):
+                self._work = trio.Event()
+                await self._pass()
+                await self._until_something_changes()
+            else:
+                self._work = trio.Event()
+                if not len(self.ledger.queue):
+                    await self._work.wait()
+
+    async def _pass(self) -> None:
+        """One try for the head of each shape, and for those behind it while places are found."""
+        for shape in self.ledger.queue.shapes():
+            left: list[Entry] = []
+            for entry in self.ledger.queue.drain(shape):
+                plan = self.plan(entry)
+                if plan.placed or plan.changes:
+                    await self._commit(plan)
+                if not plan.placed:
+                    left.append(entry)
+                    # A task that waits because nodes refused it says nothing about the ones behind it.
+                    if not entry.refused or len(left) >= 8:
+                        break
+            for entry in left:
+                if entry.task.state is TaskState.WAITING:
+                    self.ledger.queue.push(entry)
+
+    async def _commit(self, plan: Plan) -> None:
+        try:
+            await self.ledger.commit(plan.entry, plan.changes, (), plan.runs)
+        except StorageError as error:
+            log.warning("cannot place a task", task=plan.entry.task.id, reason=str(error))
+            self.undo(plan)
+            if plan.admission or plan.offer:
+                number = plan.entry.task.attempts[-1].number
+                self._refuse(plan.entry, number, plan.target or self.view.node_id, str(error), lasting=False)
+                self.enqueue(plan.entry, 1.0)
+            return
+        if plan.placed:
+            self.carry_out(plan)
+
+    async def _until_something_changes(self) -> None:
+        """A slot freed here, a new sample or state of another node, a new task, or two seconds."""
+        with trio.move_on_after(2.0):
+            async with trio.open_nursery() as nursery:
+
+                async def first(event: trio.Event) -> None:
+                    await event.wait()
+                    nursery.cancel_scope.cancel()
+
+                for event in (self._work, self.executor.freed, self.view.membership.changed):
+                    nursery.start_soon(first, event)
+
+    async def _enqueue_later(self, entry: Entry, seconds: float) -> None:
+        await trio.sleep(seconds)
+        if entry.task.state is TaskState.WAITING:
+            self.enqueue(entry)
+
+    def _wait(self, entry: Entry, reason: str) -> Plan:
+        if entry.task.reason == reason:
+            return Plan(entry)
+        entry.update(reason=reason)
+        return Plan(entry, changes=self.ledger.state_changes(entry))
+
+    def _plan_children(self, entry: Entry) -> Plan:
+        chosen, reason = choose_nodes(entry.spec, self.view.rank(entry.spec, entry))
+        if not chosen:
+            return self._wait(entry, reason)
+        children = make_children(entry, chosen, self.ledger)
+        changes, _ = self.ledger.move_task(entry, TaskEvent.RUN, f"on {len(children)} nodes")
+        for child in children:
+            changes.extend(self.ledger.state_changes(child))
+        return Plan(entry, changes, children=children)
+
+    def _attempt(self, entry: Entry, line: Ranked, state: AttemptState) -> Attempt:
+        return Attempt(
+            number=entry.next_number(),
+            node=line.node,
+            node_name=line.node_name,
+            driver=line.driver,
+            state=state,
+            offered_at=self.seams.wall(),
+        )
+
+    def _make_offer(self, entry: Entry, number: int, *, remote: bool) -> Offer:
+        keep = entry.spec.on_disconnect == "keep"
+        return Offer(
+            task_id=entry.task.id,
+            number=number,
+            origin=self.view.node_id,
+            origin_name=self.view.me.info.name,
+            name=entry.task.name,
+            spec=entry.task.spec,
+            caller=entry.task.caller,
+            requires=entry.task.requires,
+            lease_s=None if keep or not remote else self.lease.lease_s,
+            timeout_s=entry.spec.timeout_s,
+        )
+
+    def _plan_local(self, entry: Entry, line: Ranked) -> Plan:
+        attempt = self._attempt(entry, line, AttemptState.PREPARING)
+        admission = self.executor.admit(self._make_offer(entry, attempt.number, remote=False))
+        entry.expires = math.inf
+        changes = self.ledger.add_attempt(entry, attempt)
+        return Plan(entry, changes, [PutRun(run=admission.run)], admission=admission)
+
+    def _plan_remote(self, entry: Entry, line: Ranked) -> Plan:
+        attempt = self._attempt(entry, line, AttemptState.OFFERED)
+        offer = self._make_offer(entry, attempt.number, remote=True)
+        self.ledger.books.promise(entry.task.id, line.node, entry.spec.resources)
+        entry.expires = self.seams.boottime() + self.lease.lease_s + 3
+        changes = self.ledger.add_attempt(entry, attempt)
+        return Plan(entry, changes, offer=offer, target=line.node)
+
+    async def _offer(self, entry: Entry, offer: Offer, target: str) -> None:
+        """Send an offer and act on the answer. An unknown outcome stays ``offered``: leases decide."""
+        answer: Offered | None = None
+        refusal, lasting = "", False
+        with trio.move_on_after(OFFER_S):
+            try:
+                answer = await self.peers.call(target, MakeOffer(offer=offer))
+            except NodeUnreachableError as error:
+                if not error.sent:
+                    refusal = error.detail
+            except EdgeorchError as error:
+                refusal, lasting = str(error), True
+        if answer is not None and answer.accepted:
+            self.ledger.books.accepted(entry.task.id, trio.current_time())
+            entry.refused.clear()
+            changes, effects = self.ledger.move_attempt(entry, offer.number, AttemptState.PREPARING)
+            await self._settle(entry, changes, effects)
+        elif answer is not None or refusal:
+            if answer is not None:
+                refusal, lasting = answer.reason, answer.cause in LASTING
+            changes, effects = self._refuse(entry, offer.number, target, refusal, lasting=lasting)
+            await self._settle(entry, changes, effects)
+        else:
+            log.warning("the outcome of an offer is unknown", key=offer.key, node=self.view.name_of(target))
+            self.unclear.set()
+
+    def _refuse(
+        self, entry: Entry, number: int, node: str, reason: str, *, lasting: bool
+    ) -> tuple[list[TaskChange], tuple[Effect, ...]]:
+        self._remember(entry, node, reason, lasting=lasting)
+        self.ledger.books.release(entry.task.id)
+        return self.ledger.move_attempt(
+            entry,
+            number,
+            AttemptState.REFUSED,
+            reason=reason,
+            cause="rejected",
+            ended_at=self.seams.wall(),
+        )
+
+    def _remember(self, entry: Entry, node: str, reason: str, *, lasting: bool) -> None:
+        entry.refused[node] = Refused(reason, trio.current_time(), lasting)
+
+    async def _settle(self, entry: Entry, changes: Sequence[TaskChange], effects: Sequence[Effect]) -> None:
+        try:
+            await self.ledger.commit(entry, changes, effects)
+        except StorageError as error:
+            log.warning("cannot record a placement", task=entry.task.id, reason=str(error))

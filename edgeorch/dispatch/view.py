@@ -1,0 +1,139 @@
+"""The fleet as this node sees it now: who could run a task, and who is meant by a name."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import trio
+
+from edgeorch.config import Scoring
+from edgeorch.dispatch.books import Books
+from edgeorch.dispatch.entry import Entry
+from edgeorch.errors import NotFoundError
+from edgeorch.executor.executor import Me
+from edgeorch.model import Peer, PeerState, Ranked, TaskSpec
+from edgeorch.scheduler import Candidate, rank
+from edgeorch.scoring import Promised
+from edgeorch.seams import Seams
+
+LASTING_S = 60.0
+"""A refusal by policy or driver is believed for this long: somebody may change the node's settings."""
+PAST_S = 2.0
+"""A refusal for want of room is believed for this long where no newer sample comes."""
+
+
+class Membership(Protocol):
+    """What membership offers; ``membership.Membership`` and ``testing.FakeDiscovery`` have it."""
+
+    @property
+    def changed(self) -> trio.Event:
+        """Set at each change of the table; replaced by a new event each time."""
+        ...
+
+    def snapshot(self) -> Mapping[str, Peer]:
+        """All other nodes by id."""
+        ...
+
+    def forget(self, node_id: str) -> None:
+        """Drop a dead or left node."""
+        ...
+
+
+class View:
+    """Candidates and names."""
+
+    def __init__(self, me: Me, membership: Membership, books: Books, scoring: Scoring, seams: Seams) -> None:
+        self.me = me
+        self.membership = membership
+        self.books = books
+        self.scoring = scoring
+        self.seams = seams
+        self._since = seams.wall()
+
+    @property
+    def node_id(self) -> str:
+        """This node's id."""
+        return self.me.info.id
+
+    def myself(self) -> Peer:
+        """This node in the form of a peer."""
+        return Peer(
+            info=self.me.info,
+            state=PeerState.ALIVE,
+            since=self._since,
+            sample=self.me.sample(),
+            sample_at=trio.current_time(),
+        )
+
+    def peers(self) -> dict[str, Peer]:
+        """Every known node by id, this one first."""
+        return {self.node_id: self.myself(), **self.membership.snapshot()}
+
+    def candidates(self, entry: Entry | None = None) -> list[Candidate]:
+        """Every known node, with this node's books and what it refused of this task."""
+        peers = self.peers()
+        promised = self.books.promised(peers)
+        now = trio.current_time()
+        return [
+            Candidate(
+                peer=peer,
+                promised=promised.get(peer.info.id, Promised()),
+                sample_age_s=max(now - peer.sample_at, 0.0),
+                refused=self._refused(entry, peer, now) if entry else "",
+            )
+            for peer in peers.values()
+        ]
+
+    def rank(self, spec: TaskSpec, entry: Entry | None = None) -> tuple[Ranked, ...]:
+        """The ranking of the whole fleet for a spec."""
+        return rank(
+            spec,
+            self.candidates(entry),
+            self.seams.rng,
+            accepting=self.node_id,
+            formula=self.scoring.formula,
+        )
+
+    def alive(self) -> dict[str, Peer]:
+        """Other nodes that answer."""
+        return {
+            node_id: peer
+            for node_id, peer in self.membership.snapshot().items()
+            if peer.state is PeerState.ALIVE
+        }
+
+    def find(self, name_or_id: str) -> Peer:
+        """A node by id, name, or ``self``.
+
+        Raises:
+            NotFoundError: no such node, with the names there are.
+        """
+        peers = self.peers()
+        if name_or_id == "self":
+            return peers[self.node_id]
+        if name_or_id in peers:
+            return peers[name_or_id]
+        for peer in peers.values():
+            if peer.info.name == name_or_id:
+                return peer
+        names = ", ".join(sorted(peer.info.name for peer in peers.values()))
+        raise NotFoundError(f"no node {name_or_id!r} is known here", hint=f"known: {names}")
+
+    def name_of(self, node_id: str) -> str:
+        """The name of a node, or its id where it is not known."""
+        if node_id == self.node_id:
+            return self.me.info.name
+        peer = self.membership.snapshot().get(node_id)
+        return peer.info.name if peer else node_id
+
+    @staticmethod
+    def _refused(entry: Entry, peer: Peer, now: float) -> str:
+        """What the node said, while that is worth believing."""
+        refused = entry.refused.get(peer.info.id)
+        if refused is None:
+            return ""
+        age = now - refused.at
+        over = age > LASTING_S if refused.lasting else (peer.sample_at > refused.at or age > PAST_S)
+        if over:
+            del entry.refused[peer.info.id]
+            return ""
+        return f"refused: {refused.reason}"

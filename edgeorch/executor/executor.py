@@ -1,0 +1,302 @@
+"""What runs on this node: takes offers, gives each attempt one task, keeps results until they are taken."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Protocol, Self
+
+import structlog
+import trio
+
+from edgeorch.config import Executor as Settings
+from edgeorch.errors import StorageError
+from edgeorch.executor.admission import PolicyCheck, Refusal, decide
+from edgeorch.executor.driver import Driver
+from edgeorch.executor.life import Life, Origins
+from edgeorch.executor.slots import Load, Reservation, Slots
+from edgeorch.model import (
+    AttemptState,
+    Exit,
+    Handle,
+    NodeInfo,
+    Offer,
+    Resources,
+    Run,
+    Sample,
+    Service,
+    TaskSpec,
+)
+from edgeorch.seams import Seams
+from edgeorch.store import AttemptStore, PutRun
+from edgeorch.wire.messages import Offered, RunState
+
+log = structlog.get_logger()
+
+
+class Me(Protocol):
+    """This node's own facts, as membership keeps them."""
+
+    @property
+    def info(self) -> NodeInfo:
+        """Facts that change seldom."""
+        ...
+
+    def sample(self) -> Sample:
+        """The newest measurements with the present load."""
+        ...
+
+
+class Admission:
+    """An offer that will be taken: a slot is held, nothing is on disk or started yet.
+
+    Leave the ``with`` block without ``launch`` and the slot is free again.
+    """
+
+    def __init__(self, run: Run, spec: TaskSpec, service: Service, reservation: Reservation) -> None:
+        self.run = run
+        self.spec = spec
+        self.service = service
+        self.reservation = reservation
+        self.launched = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.launched:
+            self.reservation.release()
+
+
+class Executor:
+    """Runs attempts. Its tasks live in the nursery of ``run``; cancelling it stops no service.
+
+    Args:
+        settings: ``[executor]``.
+        output_max: bytes kept per stream.
+        tail_max: bytes of each stream that travel with a result.
+        me: this node's own facts.
+        drivers: by name.
+        store: what survives a restart.
+        origins: where reports go.
+        check_policy: raises ``PolicyError`` for what may not run here.
+        seams: clocks.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        output_max: int,
+        tail_max: int,
+        lease_s: float,
+        slots: Slots,
+        me: Me,
+        drivers: Mapping[str, Driver],
+        store: AttemptStore,
+        origins: Origins,
+        check_policy: PolicyCheck,
+        seams: Seams,
+    ) -> None:
+        self.settings = settings
+        self.output_max = output_max
+        self.tail_max = tail_max
+        self.lease_s = lease_s
+        self.slots = slots
+        self.me = me
+        self.drivers = drivers
+        self.store = store
+        self.origins = origins
+        self.seams = seams
+        self._check_policy = check_policy
+        self._lives: dict[str, Life] = {}
+        self._admitting: set[str] = set()
+        self._nursery: trio.Nursery | None = None
+        self.freed = trio.Event()
+        """Set when a slot has become free; replaced by a new event each time."""
+        self.accepted = 0
+        self.refused = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Adopt what still runs from before, then serve until cancelled.
+
+        Services are not stopped when this ends: their drivers keep them, and the next start adopts them.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            await self._recover(nursery)
+            nursery.start_soon(self._renew_leases)
+            task_status.started()
+            await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    def load(self) -> Load:
+        """For the sampler."""
+        return self.slots.load()
+
+    def lives(self) -> Mapping[str, Life]:
+        """Attempts that run or whose end is not yet acknowledged, by key."""
+        return self._lives
+
+    def admit(self, offer: Offer) -> Admission:
+        """Hold a slot for the offer; nothing is written or started.
+
+        Raises:
+            Refusal: this node does not take it.
+        """
+        try:
+            spec, service = decide(offer, self.me.info, self.me.sample(), self.slots, self._check_policy)
+        except Refusal:
+            self.refused += 1
+            raise
+        run = Run(
+            offer=offer,
+            state=AttemptState.PREPARING,
+            driver=str(type(service).__struct_config__.tag),
+            accepted_at=self.seams.wall(),
+            sequence=1,
+        )
+        return Admission(run, spec, service, self.slots.reserve(spec.resources))
+
+    def launch(self, admission: Admission) -> None:
+        """Start an admitted attempt, whose run is on disk now. Its slot goes to the attempt's task."""
+        life = Life(self, admission.run, admission.spec, admission.service)
+        self._start(life, admission.reservation, None)
+        admission.launched = True
+        self.accepted += 1
+
+    async def accept(self, offer: Offer) -> Offered:
+        """Answer another node's offer; accepted means that the attempt is on disk and will be started."""
+        if offer.key in self._lives or offer.key in self._admitting:
+            return Offered(accepted=True)
+        self._admitting.add(offer.key)
+        try:
+            with self.admit(offer) as admission:
+                await self.store.commit_runs([PutRun(run=admission.run)])
+                self.launch(admission)
+        except Refusal as refusal:
+            return Offered(
+                accepted=False, cause=refusal.cause, reason=refusal.detail, sample=self.me.sample()
+            )
+        except StorageError as error:
+            return Offered(accepted=False, cause="storage", reason=str(error), sample=self.me.sample())
+        finally:
+            self._admitting.discard(offer.key)
+        return Offered(accepted=True)
+
+    def stop(self, key: str, cause: str) -> bool:
+        """Begin to end an attempt; False where it is not here."""
+        life = self._lives.get(key)
+        if life is None:
+            return False
+        life.stop(cause)
+        return True
+
+    def find(self, task_ids: Sequence[str]) -> tuple[RunState, ...]:
+        """What is known here of these tasks' attempts."""
+        wanted = set(task_ids)
+        accepting = (
+            RunState(key=key, state=AttemptState.PREPARING)
+            for key in self._admitting
+            if key.rpartition(".")[0] in wanted
+        )
+        living = (life.state() for life in self._lives.values() if life.run.offer.task_id in wanted)
+        return (*accepting, *living)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts for ``/metrics``."""
+        load = self.slots.load()
+        return {
+            "slots": load.slots,
+            "slots_used": load.used,
+            "offers_accepted": self.accepted,
+            "offers_refused": self.refused,
+            "runs_unacknowledged": len(self._lives) - load.used,
+        }
+
+    def _start(self, life: Life, reservation: Reservation, handle: Handle | None) -> None:
+        if self._nursery is None:
+            raise AssertionError("the executor takes offers only while it runs")
+        self._lives[life.run.offer.key] = life
+        self._nursery.start_soon(self._one_attempt, life, reservation, handle)
+
+    async def _one_attempt(self, life: Life, reservation: Reservation, handle: Handle | None) -> None:
+        """The task of one attempt: one of the two places that contain an unexpected exception."""
+        with reservation:
+            try:
+                await life.through(handle, self._freed(reservation))
+            except Exception:
+                log.exception("attempt failed unexpectedly", task=life.run.offer.task_id, key=life.key)
+                await life.conclude(
+                    AttemptState.FAILED, Exit(cause="failed", reason="internal error; the node's log has it")
+                )
+        self._signal_freed()
+        await life.deliver()
+        self._lives.pop(life.key, None)
+
+    def _freed(self, reservation: Reservation) -> Callable[[], None]:
+        """Called by a life when its service has ended, before the result is written."""
+
+        def give_back() -> None:
+            reservation.release()
+            self._signal_freed()
+
+        return give_back
+
+    def _signal_freed(self) -> None:
+        self.freed.set()
+        self.freed = trio.Event()
+
+    async def _recover(self, nursery: trio.Nursery) -> None:
+        """Take up every kept run, and end services that no run speaks of."""
+        known: dict[str, Handle] = {}
+        for driver in self.drivers.values():
+            known.update(await driver.recover())
+        for run in await self.store.runs():
+            life = Life.of(self, run)
+            found = known.pop(run.offer.key, None)
+            handle = found or (run.handle if run.state is AttemptState.RUNNING else None)
+            needs_slot = not run.state.terminal
+            resources = life.spec.resources if needs_slot else Resources()
+            reservation = self.slots.reserve(resources)
+            if not needs_slot:
+                reservation.release()
+            log.info("taking up an attempt", key=run.offer.key, state=str(run.state), found=found is not None)
+            self._start(life, reservation, handle)
+        for key, handle in known.items():
+            log.warning("ending a service that no attempt speaks of", key=key, driver=handle.driver)
+            nursery.start_soon(self._end_stray, handle)
+
+    async def _end_stray(self, handle: Handle) -> None:
+        driver = self.drivers[handle.driver]
+        await driver.stop(handle, self.settings.grace_s)
+        await driver.destroy(handle)
+
+    async def _renew_leases(self) -> None:
+        """Every third of a lease, ask each origin which attempts it still wants."""
+        start = trio.current_time() + self.seams.rng.uniform(0, self.lease_s * 0.3)
+        while True:
+            await trio.sleep_until(start)
+            start = max(start + self.lease_s * 0.3, trio.current_time())
+            origins: dict[str, list[Life]] = {}
+            for life in self._lives.values():
+                if life.remote and not life.run.state.terminal:
+                    origins.setdefault(life.run.offer.origin, []).append(life)
+            async with trio.open_nursery() as nursery:
+                for origin, lives in origins.items():
+                    nursery.start_soon(self._renew, origin, lives)
+
+    async def _renew(self, origin: str, lives: list[Life]) -> None:
+        sent_at = self.seams.boottime()
+        with trio.move_on_after(self.lease_s * 0.3):
+            wanted = await self.origins.renew(origin, [life.key for life in lives])
+            if wanted is None:
+                return
+            seconds: dict[str, dict[str, float]] = {}
+            for life in lives:
+                if life.key in wanted:
+                    life.renewed(sent_at)
+                    if life.run.offer.lease_s is not None:
+                        left = sent_at + life.run.offer.lease_s - self.seams.boottime()
+                        seconds.setdefault(life.run.driver, {})[life.key] = left
+                elif life.run.offer.lease_s is not None:
+                    life.stop("superseded")
+            for name, keys in seconds.items():
+                await self.drivers[name].renew(keys)

@@ -1,0 +1,370 @@
+"""One attempt on its target: prepare, start, wait, end, report; a linear story under one cancel scope."""
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import structlog
+import trio
+
+from edgeorch.errors import DriverError, EdgeorchError, StorageError
+from edgeorch.executor.driver import Driver, Launch
+from edgeorch.model import AttemptState, Exit, Handle, Run, Service, TaskSpec
+from edgeorch.output import tail
+from edgeorch.scheduler import driver_of
+from edgeorch.store import AttemptChange, DropRun, PutRun
+from edgeorch.wire.messages import RunState
+
+if TYPE_CHECKING:
+    from edgeorch.executor.executor import Executor
+
+log = structlog.get_logger()
+
+MAX_BACKOFF_S = 30.0
+_STOPPED = {
+    "cancelled": AttemptState.CANCELLED,
+    "timed_out": AttemptState.TIMED_OUT,
+    "superseded": AttemptState.SUPERSEDED,
+    "lease": AttemptState.LOST,
+}
+
+
+class Origins(Protocol):
+    """Where reports go: this node's own dispatch, or another node over the wire."""
+
+    def is_local(self, origin: str) -> bool:
+        """Whether the origin is this node."""
+        ...
+
+    async def report(self, run: Run, state: RunState, changes: Sequence[AttemptChange]) -> bool:
+        """Tell the origin. A local origin commits ``changes`` with its own in one transaction.
+
+        Returns whether the origin has the report on its disk (or does not know the attempt any more).
+
+        Raises:
+            EdgeorchError: the origin cannot be reached or cannot write now.
+        """
+        ...
+
+    def progress(self, run: Run, text: str) -> None:
+        """Pass on a line for people; may be dropped."""
+        ...
+
+    async def renew(self, origin: str, keys: Sequence[str]) -> set[str] | None:
+        """Which of these attempts the origin still wants; None when it cannot be asked."""
+        ...
+
+    async def reachable(self, origin: str) -> None:
+        """Return when the origin may be reachable again."""
+        ...
+
+
+class Life:
+    """An attempt from its acceptance until its origin has acknowledged the end."""
+
+    def __init__(
+        self,
+        executor: "Executor",
+        run: Run,
+        spec: TaskSpec,
+        service: Service | None,
+        *,
+        recovered: bool = False,
+    ) -> None:
+        self.recovered = recovered
+        self.executor = executor
+        self.run = run
+        self.spec = spec
+        self.service = service
+        self.key = run.offer.key
+        self.remote = not executor.origins.is_local(run.offer.origin)
+        self._stop_cause = ""
+        self._stop_requested = trio.Event()
+        self._lease_from = self._timer_from = executor.seams.boottime()
+        if run.started_at is not None:
+            # Only here does the wall clock decide: no other clock survives a restart of the machine.
+            self._timer_from -= max(executor.seams.wall() - run.started_at, 0.0)
+        self._tails: tuple[bytes, bytes] = (b"", b"")
+        self._undelivered = trio.Event()
+        self.ended = trio.Event()
+        """Set when the service has ended: its output is complete."""
+        self.begun = trio.Event()
+        """Set when the service has been started, or has ended without."""
+        if run.handle is not None or run.state.terminal:
+            self.begun.set()
+        if run.state.terminal:
+            self.ended.set()
+
+    @classmethod
+    def of(cls, executor: "Executor", run: Run) -> "Life":
+        """The life of a run that was found in the store."""
+        spec = msgspec.json.decode(run.offer.spec, type=TaskSpec)
+        service = next((one for one in spec.service if driver_of(one) == run.driver), None)
+        return cls(executor, run, spec, service, recovered=True)
+
+    def stop(self, cause: str) -> None:
+        """Ask for the end; the first cause counts."""
+        if not self._stop_requested.is_set():
+            self._stop_cause = cause
+            self._stop_requested.set()
+
+    def renewed(self, at: float) -> None:
+        """The origin wanted this attempt at ``at`` (boot time)."""
+        self._lease_from = max(self._lease_from, at)
+
+    def state(self, progress: str = "") -> RunState:
+        """What the origin is told. Ages, so that the clocks of two nodes need not agree."""
+        now = self.executor.seams.wall()
+        run = self.run
+
+        def age(at: float | None) -> float | None:
+            return None if at is None else max(now - at, 0.0)
+
+        return RunState(
+            key=self.key,
+            state=run.state,
+            driver=run.driver,
+            sequence=0 if progress else run.sequence,
+            started_age_s=age(run.started_at),
+            ended_age_s=age(run.ended_at),
+            exit=run.exit,
+            progress=progress,
+            stdout_tail=self._tails[0],
+            stderr_tail=self._tails[1],
+        )
+
+    async def through(self, handle: Handle | None, freed: Callable[[], None]) -> None:
+        """From where the run stands to its recorded end. ``freed`` is called once the service has ended."""
+        if self.run.state.terminal:
+            return
+        if self.remote:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._report_while_running)
+                await self._execute(handle, freed)
+                nursery.cancel_scope.cancel()
+        else:
+            await self._execute(handle, freed)
+
+    async def conclude(self, state: AttemptState, end: Exit) -> None:
+        """Record the end. Goes on trying while the disk is full: a result must not be forgotten."""
+        run = self.run
+        if run.handle is not None and self.remote:
+            limit = self.executor.tail_max
+            self._tails = (await tail(run.handle.stdout, limit), await tail(run.handle.stderr, limit))
+        self.run = msgspec.structs.replace(
+            run, state=state, exit=end, ended_at=self.executor.seams.wall(), sequence=run.sequence + 1
+        )
+        self.begun.set()
+        self.ended.set()
+        if self.remote:
+            await self._insist(lambda: self.executor.store.commit_runs([PutRun(run=self.run)]))
+        else:
+            await self._insist(
+                lambda: self.executor.origins.report(self.run, self.state(), [DropRun(key=self.key)])
+            )
+
+    async def deliver(self) -> None:
+        """Bring the recorded end to the origin, however long it takes, and forget the run."""
+        if self.remote:
+            wait_s = 0.5
+            while True:
+                try:
+                    if await self.executor.origins.report(self.run, self.state(), []):
+                        break
+                except EdgeorchError as error:
+                    log.debug("the origin does not take a result", key=self.key, reason=str(error))
+                with trio.move_on_after(self._jitter(wait_s)):
+                    await self.executor.origins.reachable(self.run.offer.origin)
+                    await trio.sleep(self._jitter(wait_s))
+                wait_s = min(wait_s * 2, MAX_BACKOFF_S)
+            await self._insist(lambda: self.executor.store.commit_runs([DropRun(key=self.key)]))
+        driver = self.executor.drivers.get(self.run.driver)
+        if self.run.handle is not None and driver is not None:
+            try:
+                await driver.destroy(self.run.handle)
+            except DriverError as error:
+                log.warning("cannot clean up after an attempt", key=self.key, reason=str(error))
+
+    async def _execute(self, handle: Handle | None, freed: Callable[[], None]) -> None:
+        end = await self._run_service(handle)
+        freed()
+        state, end = self._verdict(end)
+        await self.conclude(state, end)
+
+    async def _run_service(self, handle: Handle | None) -> Exit:
+        driver = self.executor.drivers.get(self.run.driver)
+        if driver is None or self.service is None:
+            return Exit(cause="node_lost", reason=f"the {self.run.driver} driver is switched off now")
+        if handle is None and self.recovered:
+            return Exit(cause="node_lost", reason="the node restarted and the service is gone")
+        try:
+            if handle is None:
+                handle = await self._begin()
+                if handle is None:
+                    return Exit()
+            return await self._watch(handle)
+        except DriverError as error:
+            cause = "rejected" if error.reason == "driver_unavailable" else error.reason
+            return Exit(cause=cause, reason=str(error))
+
+    async def _begin(self) -> Handle | None:
+        """Prepare and start; None when a stop came first."""
+        if self.service is None:
+            raise AssertionError("checked by the caller")
+        driver = self.executor.drivers[self.run.driver]
+        launch = self._launch(self.service)
+        started: Handle | None = None
+        failure: DriverError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def cut() -> None:
+                await self._until_stop()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(cut)
+            try:
+                await driver.prepare(launch, self._progress)
+                # A start that is cut half-way would leave a service that nobody knows: let it finish.
+                with trio.move_on_after(60, shield=True):
+                    started = await driver.start(launch)
+            except DriverError as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        if started is None:
+            return None
+        self._timer_from = self.executor.seams.boottime()
+        await self._advance(AttemptState.RUNNING, handle=started, started_at=self.executor.seams.wall())
+        return started
+
+    async def _watch(self, handle: Handle) -> Exit:
+        """Wait for the end, or bring it about when the timeout, the lease or somebody asks for it."""
+        driver = self.executor.drivers[self.run.driver]
+        if self.run.state is not AttemptState.RUNNING:
+            await self._advance(AttemptState.RUNNING, handle=handle, started_at=self.executor.seams.wall())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_when_asked, driver, handle)
+            try:
+                end = await driver.wait(handle)
+            except DriverError as error:
+                end = Exit(cause="failed", reason=str(error))
+            nursery.cancel_scope.cancel()
+        return end
+
+    async def _end_when_asked(self, driver: Driver, handle: Handle) -> None:
+        await self._until_stop()
+        while True:
+            try:
+                await driver.stop(handle, self.executor.settings.grace_s)
+            except DriverError as error:
+                log.warning("cannot stop a service yet", key=self.key, reason=str(error))
+                await trio.sleep(self._jitter(2))
+            else:
+                return
+
+    async def _until_stop(self) -> None:
+        """Return when this attempt has to end: asked for, out of time, or out of its lease."""
+        while not self._stop_requested.is_set():
+            now = self.executor.seams.boottime()
+            lease_left = math.inf
+            if self.remote and self.run.offer.lease_s is not None:
+                lease_left = self._lease_from + self.run.offer.lease_s - now
+            time_left = math.inf
+            if self.run.offer.timeout_s is not None and self.run.started_at is not None:
+                time_left = self._timer_from + self.run.offer.timeout_s - now
+            if time_left <= 0:
+                self.stop("timed_out")
+            elif lease_left <= 0:
+                self.stop("lease")
+            else:
+                with trio.move_on_after(max(min(lease_left, time_left), 0.01)):
+                    await self._stop_requested.wait()
+
+    def _verdict(self, end: Exit) -> tuple[AttemptState, Exit]:
+        """The attempt's last state. A service that succeeded although it was asked to stop has succeeded."""
+        if not end.cause and end.exit_code == 0:
+            return AttemptState.SUCCEEDED, end
+        if self._stop_cause:
+            reason = {
+                "cancelled": "cancelled",
+                "timed_out": f"ran longer than timeout_s = {self.run.offer.timeout_s:g}"
+                if self.run.offer.timeout_s is not None
+                else "the task's deadline has passed",
+                "superseded": "its origin no longer wants it",
+                "lease": "its origin was not heard for the length of the lease",
+            }[self._stop_cause]
+            cause = {"lease": "node_lost"}.get(self._stop_cause, self._stop_cause)
+            return _STOPPED[self._stop_cause], msgspec.structs.replace(end, cause=cause, reason=reason)
+        if end.cause in ("node_lost", "lease_expired"):
+            return AttemptState.LOST, msgspec.structs.replace(end, cause="node_lost")
+        return AttemptState.FAILED, end
+
+    def _launch(self, service: Service) -> Launch:
+        offer = self.run.offer
+        return Launch(
+            key=self.key,
+            name=offer.name,
+            service=service,
+            env={
+                "EDGEORCH_TASK_ID": offer.task_id,
+                "EDGEORCH_ATTEMPT": str(offer.number),
+                "EDGEORCH_NODE": self.executor.me.info.name,
+                "EDGEORCH_ORIGIN": offer.origin_name or offer.origin,
+            },
+            cpus=self.spec.resources.cpus,
+            memory=self.spec.resources.memory,
+            output_max=self.executor.output_max,
+            lease_s=offer.lease_s if self.remote else None,
+        )
+
+    def _progress(self, text: str) -> None:
+        self.executor.origins.progress(self.run, text)
+
+    async def _advance(self, state: AttemptState, *, handle: Handle, started_at: float) -> None:
+        """Record that the service runs. A full disk does not stop it: the driver finds it again."""
+        self.run = msgspec.structs.replace(
+            self.run, state=state, handle=handle, started_at=started_at, sequence=self.run.sequence + 1
+        )
+        self.begun.set()
+        put = PutRun(run=self.run)
+        try:
+            if self.remote:
+                await self.executor.store.commit_runs([put])
+                self._undelivered.set()
+            else:
+                await self.executor.origins.report(self.run, self.state(), [put])
+        except StorageError as error:
+            log.warning("cannot record that an attempt runs", key=self.key, reason=str(error))
+
+    async def _report_while_running(self) -> None:
+        """Send what is new to the origin until the attempt has ended; ``deliver`` brings the end itself."""
+        wait_s = 0.2
+        while True:
+            await self._undelivered.wait()
+            self._undelivered = trio.Event()
+            try:
+                await self.executor.origins.report(self.run, self.state(), [])
+                wait_s = 0.2
+            except EdgeorchError as error:
+                log.debug("the origin does not take a report", key=self.key, reason=str(error))
+                await trio.sleep(self._jitter(wait_s))
+                wait_s = min(wait_s * 2, MAX_BACKOFF_S)
+                self._undelivered.set()
+
+    async def _insist(self, commit: Callable[[], Awaitable[object]]) -> None:
+        """Repeat a commit until the disk takes it."""
+        wait_s = 0.5
+        while True:
+            try:
+                await commit()
+            except StorageError as error:
+                log.warning("cannot record the end of an attempt yet", key=self.key, reason=str(error))
+                await trio.sleep(self._jitter(wait_s))
+                wait_s = min(wait_s * 2, MAX_BACKOFF_S)
+            else:
+                return
+
+    def _jitter(self, seconds: float) -> float:
+        return seconds * self.executor.seams.rng.uniform(0.5, 1.0)

@@ -1,0 +1,76 @@
+"""How much this node runs at once. A reservation is a ``with`` block: leaving it gives everything back."""
+
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from edgeorch.model import Resources
+
+
+class Load(NamedTuple):
+    """What the executor adds to a sample: slots, slots in use, CPUs and memory promised."""
+
+    slots: int
+    used: int
+    cpus: float
+    memory: int
+
+
+class Reservation:
+    """One slot and the resources promised with it; released once, however often it is asked."""
+
+    def __init__(self, slots: "Slots", resources: Resources) -> None:
+        self._slots = slots
+        self.resources = resources
+        self._held = True
+        slots._take(self)  # noqa: SLF001  the two classes are one thing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give it back; a second call does nothing."""
+        if self._held:
+            self._held = False
+            self._slots._give(self)  # noqa: SLF001  see above
+
+
+class Slots:
+    """The node's slots and what has been promised to attempts that hold one."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._held: set[Reservation] = set()
+
+    @property
+    def used(self) -> int:
+        """Slots in use; may exceed ``total`` when a restart adopts more than a new limit allows."""
+        return len(self._held)
+
+    @property
+    def full(self) -> bool:
+        """Whether no slot is free."""
+        return self.used >= self.total
+
+    def reserve(self, resources: Resources) -> Reservation:
+        """Take a slot, even over the limit: adopting must not fail. Ask ``full`` first where it matters."""
+        return Reservation(self, resources)
+
+    def load(self) -> Load:
+        """The present load."""
+        return Load(
+            slots=self.total,
+            used=self.used,
+            cpus=sum(held.resources.cpus for held in self._held),
+            memory=sum(held.resources.memory for held in self._held),
+        )
+
+    def _take(self, reservation: Reservation) -> None:
+        self._held.add(reservation)
+
+    def _give(self, reservation: Reservation) -> None:
+        self._held.discard(reservation)

@@ -1,0 +1,59 @@
+"""How the node speaks: one event per line on stderr, or the journal's own protocol under systemd."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+from edgeorch.config import Log
+from edgeorch.systemd import Journal
+
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class _ToJournal:
+    """The last processor: sends the record, prints nothing."""
+
+    def __init__(self) -> None:
+        self._journal = Journal()
+
+    def __call__(self, _logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        message = str(event.pop("event", ""))
+        trace = event.pop("exception", "")
+        fields = {name: value for name, value in event.items() if name not in ("level", "timestamp")}
+        said = " ".join(f"{name}={value}" for name, value in fields.items())
+        text = f"{message} {said}".rstrip() + (f"\n{trace}" if trace else "")
+        self._journal.write(PRIORITIES.get(method, 6), text, fields)
+        raise structlog.DropEvent
+
+
+def set_up(settings: Log) -> Literal["text", "json", "journal"]:
+    """Configure structlog and the standard library's logging for this process; returns the format."""
+    found: Literal["text", "journal"] = "journal" if Journal.here() else "text"
+    kind: Literal["text", "json", "journal"] = found if settings.format == "auto" else settings.format
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    last: Any
+    if kind == "journal":
+        last = _ToJournal()
+    elif kind == "json":
+        last = structlog.processors.JSONRenderer()
+    else:
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        shared.remove(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*shared, last],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[settings.level]),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries (Hypercorn, zeroconf, docker) use the standard library's logging: only what matters, one line.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+    return kind

@@ -1,0 +1,107 @@
+"""What systemd is told and what it gives: readiness, the status line, the watchdog, the journal.
+
+Protocols: sd_notify(3) and systemd.journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+import trio
+
+JOURNAL = "/run/systemd/journal/socket"
+STATUS_EVERY_S = 1.0
+
+
+class Notify:
+    """The notification socket; does nothing where the node was not started by systemd.
+
+    Args:
+        env: has ``NOTIFY_SOCKET`` and ``WATCHDOG_USEC`` under systemd.
+    """
+
+    def __init__(self, env: Mapping[str, str] = os.environ) -> None:
+        self._address = env.get("NOTIFY_SOCKET", "")
+        watchdog_pid = env.get("WATCHDOG_PID", "")
+        mine = not watchdog_pid or watchdog_pid == str(os.getpid())
+        usec = env.get("WATCHDOG_USEC", "0") if mine else "0"
+        self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else 0.0
+        self._status = ""
+
+    def send(self, *lines: str) -> None:
+        """Send assignments such as ``READY=1``; a systemd that does not listen changes nothing for us."""
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            try:
+                sock.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, address)
+            except OSError:
+                return
+
+    def ready(self) -> None:
+        """The node serves."""
+        self.send("READY=1")
+
+    def stopping(self, status: str) -> None:
+        """The node goes down."""
+        self.send("STOPPING=1", f"STATUS={status}")
+
+    def status(self, text: str) -> None:
+        """The line that ``systemctl status`` shows; sent only when it changes."""
+        if text != self._status:
+            self._status = text
+            self.send(f"STATUS={text}")
+
+    async def run(
+        self, status: Callable[[], str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> NoReturn:
+        """Keep the status line fresh and pet the watchdog, from a turn of the node's own loop."""
+        task_status.started()
+        if not self._address:
+            await trio.sleep_forever()
+        pause = min(STATUS_EVERY_S, self.watchdog_s / 3) if self.watchdog_s else STATUS_EVERY_S
+        while True:
+            self.status(status())
+            if self.watchdog_s:
+                self.send("WATCHDOG=1")
+            await trio.sleep(pause)
+
+
+class Journal:
+    """Writes log records with their fields to journald."""
+
+    def __init__(self, path: str = JOURNAL) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.connect(path)
+
+    def write(self, priority: int, message: str, fields: Mapping[str, object]) -> None:
+        """One record; ``fields`` become ``EDGEORCH_NAME``, so that journalctl can select by them."""
+        record = {"MESSAGE": message, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "edgeorch"}
+        for name, value in fields.items():
+            key = "".join(char if char.isalnum() else "_" for char in name.upper())
+            record[f"EDGEORCH_{key}"] = str(value)
+        try:
+            self._socket.send(b"".join(_field(key, value) for key, value in record.items()))
+        except OSError:
+            # A journal that cannot take it (too long, restarting) must not stop the node.
+            return
+
+    @staticmethod
+    def here(env: Mapping[str, str] = os.environ) -> bool:
+        """Whether stderr goes to the journal: systemd says so by device and inode."""
+        try:
+            device, _, inode = env.get("JOURNAL_STREAM", "").partition(":")
+            stat = os.fstat(2)
+            return (int(device), int(inode)) == (stat.st_dev, stat.st_ino) and os.path.exists(JOURNAL)  # noqa: PTH110
+        except (ValueError, OSError):
+            return False
+
+
+def _field(key: str, value: str) -> bytes:
+    data = value.encode("utf-8", "replace")
+    if b"\n" in data:
+        return key.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
+    return key.encode() + b"=" + data + b"\n"
