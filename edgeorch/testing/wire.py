@@ -240,8 +240,7 @@ class TwinPeers:
             if self._network.repeats(self.node_id, node_id):
                 await target.answer(self, sent)
             await self._network.travel(node_id, self.node_id)
-            return codec.answer(_through_bytes(Kind.ANSWER, reply), type(request))
-        raise AssertionError("unreachable")
+        return codec.answer(_through_bytes(Kind.ANSWER, reply), type(request))
 
     @asynccontextmanager
     async def stream(self, node_id: str, request: Message) -> AsyncIterator[AsyncIterator[Message]]:

@@ -21,6 +21,8 @@ LONGEST_RETRY_S = 10.0
 REFUSED_RETRY_S = 60.0
 STAGGER_S = 0.25
 """The next address is tried beside the one before after this time (RFC 8305)."""
+BETWEEN_DIALS_S = 0.1
+"""However often links come and go."""
 CLOSED_MEANS_REFUSED = 3
 """A server that refuses a certificate can only close; that often in a row, it does."""
 
@@ -58,6 +60,7 @@ class Dialler:
         self._rng = rng
         self._failures = self._closed = 0
         self._needed = False
+        self._soonest = 0.0
         self._changed = trio.Event()
 
     async def run(self) -> None:
@@ -120,6 +123,8 @@ class Dialler:
         """Dial once; False asks for a pause."""
         if self.state in ("idle", "up"):
             self._become("connecting")
+        await trio.sleep_until(self._soonest)
+        self._soonest = trio.current_time() + BETWEEN_DIALS_S
         addresses = self.addresses
         try:
             with trio.move_on_after(HANDSHAKE_S) as scope:
@@ -159,9 +164,9 @@ class Dialler:
             return
         self.state = state
         if state in ("lost", "refused"):
-            log.warning("No link", peer=self.node_id, state=state, reason=reason)
+            log.warning("no link", peer=self.node_id, state=state, reason=reason)
         elif state == "up":
-            log.info("Link up", peer=self.node_id)
+            log.info("link up", peer=self.node_id)
 
 
 async def reach(

@@ -125,7 +125,8 @@ class Link:
     async def call(self, request: Message) -> Message:
         """Send a request and wait for the answer; see ``Peers.call``."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        await self._wait_for_room()
+        if len(self._out) >= MAX_QUEUED:
+            await self._wait_for_room()
         if self.ended or self.draining:
             raise NodeUnreachableError(self._broken(), sent=False)
         self.used = trio.current_time()
@@ -206,7 +207,7 @@ class Link:
                     self.close("the peer sends but does not read", lost=True)
             self.close("the peer closed the connection", lost=True)
         except WireError as error:
-            log.warning("Bad frame from a peer, link closed", peer=self.peer.node_id, reason=str(error))
+            log.warning("bad frame from a peer, link closed", peer=self.peer.node_id, reason=str(error))
             self.close(f"bad frame: {error}", lost=True)
 
     def _take_answer(self, frame: Frame) -> None:
@@ -245,13 +246,13 @@ class Link:
         try:
             with scope:
                 reply = await contained(handler, self.peer, message)
-                await self._wait_for_room()
+                if len(self._out) >= MAX_QUEUED:
+                    await self._wait_for_room()
                 self._answer(number, reply)
                 return
-            # Out of time or cancelled: the caller has most likely gone, and ignores this then.
-            self._answer(
-                number, Failure(slug="unavailable", detail=f"{type(message).__name__} ran out of time")
-            )
+            if trio.current_time() >= scope.deadline:
+                detail = f"{type(message).__name__} ran out of time"
+                self._answer(number, Failure(slug="unavailable", detail=detail))
         finally:
             del self._inbound[number]
             self._finish_drain()
@@ -292,5 +293,5 @@ async def contained(handler: Handler, peer: From, message: Message) -> Message:
         return codec.as_failure(error)
     except Exception:
         name = type(message).__name__
-        log.exception("A request from a peer failed", request=name, peer=peer.node_id)
+        log.exception("a request from a peer failed", request=name, peer=peer.node_id)
         return Failure(slug="error", detail=f"{name} failed on the node; its log says why")

@@ -71,7 +71,7 @@ class Links:
             raise RuntimeError("Links.run is not running")
         return self._nursery
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the links until cancelled, then close them all."""
         try:
             async with trio.open_nursery() as self._nursery:
@@ -81,7 +81,6 @@ class Links:
                 await self._close_idle()
         finally:
             self._nursery = None
-        raise AssertionError("unreachable")
 
     # Who is wanted
 
@@ -125,7 +124,7 @@ class Links:
             try:
                 self._transport.verify(greeted.connection.secured.certificate)
             except IdentityError as error:
-                log.warning("Link closed", peer=greeted.sender.node_id, reason=error.reason)
+                log.warning("link closed", peer=greeted.sender.node_id, reason=error.reason)
                 self.drop(greeted.sender.node_id, error.detail)
         for dialler in self._diallers.values():
             if dialler.state == "refused":
@@ -320,7 +319,7 @@ class Links:
         try:
             await link.run()
         except Exception:
-            log.exception("A link failed", peer=link.peer.node_id)
+            log.exception("a link failed", peer=link.peer.node_id)
             link.lost = True
             self._bury(link)
         finally:

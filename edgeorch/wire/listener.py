@@ -92,7 +92,7 @@ class Listener:
         except DialError as error:
             self._say(address, error.reason, error.detail)
         except Exception:
-            log.exception("A connection from a node failed", address=address)
+            log.exception("a connection from a node failed", address=address)
         finally:
             await trio.aclose_forcefully(stream)
             self._per_address[address] -= 1
@@ -127,7 +127,7 @@ class Listener:
         self._said[address, reason] = now
         # A connection that is opened and closed is a probe of some kind, or a dial that crossed with ours.
         say = log.debug if reason in ("closed", "self") else log.warning
-        say("Connection refused", address=address, reason=reason, detail=detail[:300])
+        say("connection refused", address=address, reason=reason, detail=detail[:300])
 
 
 async def _bind(addresses: Sequence[str], port: int, *, optional: bool) -> list[trio.SocketListener]:

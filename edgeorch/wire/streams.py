@@ -87,7 +87,7 @@ async def serve(greeted: Greeted, handlers: Handlers) -> None:
         if not gone:
             await sender.end(end)
     except (WireError, NodeUnreachableError) as error:
-        log.debug("Stream ended early", peer=greeted.sender.node_id, reason=str(error))
+        log.debug("stream ended early", peer=greeted.sender.node_id, reason=str(error))
     finally:
         await connection.aclose()
 
@@ -98,7 +98,7 @@ async def _watch(connection: Connection, scope: trio.CancelScope) -> None:
         while await connection.receive() is not None:
             pass
     except WireError as error:
-        log.warning("Bad frame on a stream, closed", address=connection.secured.address, reason=str(error))
+        log.warning("bad frame on a stream, closed", address=connection.secured.address, reason=str(error))
     scope.cancel()
 
 
@@ -112,6 +112,6 @@ async def respond(peer: From, handlers: Handlers, frame: Frame, sender: Sender) 
     except EdgeorchError as error:
         return codec.as_failure(error)
     except Exception:
-        log.exception("A stream to a peer failed", request=frame.type[:64], peer=peer.node_id)
+        log.exception("a stream to a peer failed", request=frame.type[:64], peer=peer.node_id)
         return Failure(slug="error", detail=f"{frame.type[:64]} failed on the node; its log says why")
     return None

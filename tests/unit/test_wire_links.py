@@ -221,7 +221,7 @@ async def test_a_peer_that_is_down_is_retried_with_jitter_and_logged_once(net, a
     with structlog.testing.capture_logs() as logs:
         a.want(B, [(B, 1)])
         await trio.sleep(120)
-    assert len([entry for entry in logs if entry["event"] == "No link"]) == 1
+    assert len([entry for entry in logs if entry["event"] == "no link"]) == 1
     times = [when for when, _, _ in net.dialled]
     assert 15 < len(times) < 60
     assert max(later - earlier for earlier, later in itertools.pairwise(times)) <= 10
@@ -449,7 +449,7 @@ async def test_a_body_of_the_wrong_shape_costs_one_request(net, monkeypatch):
     assert await a.call(B, Renew(keys=())) == Renewed(keys=())
 
 
-async def test_a_bad_frame_closes_the_link_with_one_line(net):
+async def test_a_bad_frame_closes_the_link_with_one_line(net, autojump_clock):
     a, b = net.add(A), net.add(B)
     await net.start(A, B)
     a.want(B, [(B, 1)])
@@ -457,10 +457,12 @@ async def test_a_bad_frame_closes_the_link_with_one_line(net):
     with structlog.testing.capture_logs() as logs:
         await a._links[B]._connection.secured.stream.send_all(b"\xff\xff\xff\xff")
         await wait_all_tasks_blocked()
-    assert [(entry["event"], entry["peer"]) for entry in logs if "Bad frame" in entry["event"]] == [
-        ("Bad frame from a peer, link closed", A)
+    assert [(entry["event"], entry["peer"]) for entry in logs if "bad frame" in entry["event"]] == [
+        ("bad frame from a peer, link closed", A)
     ]
-    assert b.events[-2:] == [("hello", A, A), ("up", A)]
+    assert [event[0] for event in b.events] == ["hello", "up", "down"]
+    await trio.sleep(1)
+    assert a.connected(B)
 
 
 async def test_frames_and_messages_of_a_newer_peer_are_survived(net):
@@ -518,6 +520,15 @@ async def test_a_stream_of_a_dropped_node_breaks_off(net, autojump_clock):
 
     with pytest.raises(NodeUnreachableError, match="broke off"):
         await follow()
+
+
+async def test_a_peer_that_hangs_up_at_once_again_and_again_is_not_dialled_in_a_loop(net, autojump_clock):
+    a, b = net.add(A), net.add(B)
+    b.on_up = lambda _: b._links[A].drain()
+    await net.start(A, B)
+    a.want(B, [(B, 1)])
+    await trio.sleep(5)
+    assert len(net.dialled) <= 51
 
 
 def test_jitter_is_full():
