@@ -1,0 +1,130 @@
+"""``python -m edgeorch.runner``: serve until SIGTERM, end what runs, exit 0."""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import pwd
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeorch import __version__
+from edgeorch.errors import ConfigError
+from edgeorch.runner import loop as loops
+from edgeorch.runner.attempts import Attempts, log
+from edgeorch.runner.cgroup import Cgroups
+from edgeorch.runner.protocol import Welcome
+from edgeorch.runner.records import Records
+from edgeorch.runner.server import Server
+
+EX_CONFIG = 78
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the runner; the process's exit code.
+
+    ``listening`` on stdout says that the socket takes connections.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        allowed = {0, *(_uid(name) for name in options.allow or [str(os.getuid())])}
+        work_dir = _claim(options.work_dir.absolute())
+    except ConfigError as error:
+        log(str(error))
+        return EX_CONFIG
+    # Descriptors that a parent left open are no business of the services.
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if int(entry.name) > 2 and entry.exists():
+            os.set_inheritable(int(entry.name), False)
+    os.chdir("/")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    loops.adopt_orphans()
+    loop = loops.Loop()
+    records = Records(work_dir)
+    os.umask(records.umask)
+    cgroups = Cgroups.detect()
+
+    def leave() -> None:
+        attempts.shutdown(options.grace_s)
+
+    server = Server(loop, options.socket.absolute(), allowed, options.linger_s, leave)
+    attempts = Attempts(loop, records, cgroups, server.tell_exit)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.on_signal(number, leave)
+    welcome = Welcome(
+        pid=os.getpid(), uid=os.getuid(), version=__version__, work_dir=str(work_dir), limits=cgroups.limits
+    )
+    try:
+        server.listen(attempts, welcome)
+    except OSError as error:
+        log(f"{options.socket}: {error.strerror or error} ({_me()} must be able to write; keep it short)")
+        return EX_CONFIG
+    _announce()
+    loop.run(attempts.after_round)
+    server.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgeorch-runner", description="Starts native services for edgeorch."
+    )
+    parser.add_argument("--socket", type=Path, required=True, help="where daemons connect")
+    parser.add_argument("--work-dir", type=Path, required=True, help="where the attempts' folders are made")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        metavar="USER",
+        help="name or number of a user to serve besides root; default: own",
+    )
+    parser.add_argument("--grace-s", type=float, default=5.0, help="between SIGTERM and SIGKILL at the end")
+    parser.add_argument(
+        "--linger-s", type=float, help="end when nobody was connected for so long; default: never"
+    )
+    return parser
+
+
+def _uid(name: str) -> int:
+    if name.isdecimal():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ConfigError(f"--allow {name}: no such user", hint="create it or give a number") from None
+
+
+def _claim(work_dir: Path) -> Path:
+    """Lock the work folder for the life of this process: two runners would end each other's services."""
+    try:
+        work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(work_dir, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(f"{work_dir}: another runner uses this folder", hint="stop it first") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{work_dir}: {error.strerror}", hint=f"{_me()} must be able to write there"
+        ) from None
+    return work_dir
+
+
+def _announce() -> None:
+    """Say that the socket takes connections: to a parent on stdout, to systemd by sd_notify(3)."""
+    sys.stdout.write("listening\n")
+    sys.stdout.flush()
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.sendto(b"READY=1", address.replace("@", "\0", 1) if address.startswith("@") else address)
+
+
+def _me() -> str:
+    return f"user {os.getuid()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""The attempts of this runner: started, pumped, ended with all that they started, kept until forgotten."""
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from edgeorch.runner import protocol, spawn, tree
+from edgeorch.runner.capped import CappedFile
+from edgeorch.runner.cgroup import Cgroups, Group
+from edgeorch.runner.loop import READABLE, Loop, now
+from edgeorch.runner.protocol import Ended, Known
+from edgeorch.runner.records import Records
+
+LEFTOVER_GRACE_S = 2.0
+"""For what a main process leaves behind."""
+LEASE_GRACE_S = 1.0
+"""An attempt must be gone within 2 s of the end of its lease (DESIGN §8)."""
+DRAIN_S = 1.0
+"""For output in a pipe that somebody outside the attempt holds open."""
+_CHUNK = 65_536
+_PIPE_CHUNKS = 16
+
+Then = Callable[[], None]
+
+
+@dataclass
+class Attempt:
+    """One that has not ended yet. Times on the loop's clock."""
+
+    key: str
+    folder: Path
+    family: tree.Family
+    outputs: dict[int, CappedFile]
+    """By the reading end of the pipe, until its end of file."""
+    group: Group | None
+    lease_until: float | None
+    status: int | None = None
+    """What waitpid said of the main process."""
+    doom: Ended | None = None
+    """Why the runner itself ends it."""
+    kill_at: float = float("inf")
+    told: set[tuple[int, int]] = field(default_factory=set)
+    """Processes that had their SIGTERM."""
+    draining: bool = False
+    then: list[Then] = field(default_factory=list)
+
+
+class Attempts:
+    """All attempts. ``on_exit`` is called for each that ends, ``on_empty`` when a shutdown is complete."""
+
+    def __init__(
+        self, loop: Loop, records: Records, cgroups: Cgroups, on_exit: Callable[[str, Ended], None]
+    ) -> None:
+        self._loop = loop
+        self._records = records
+        self._cgroups = cgroups
+        self._on_exit = on_exit
+        self._live: dict[str, Attempt] = {}
+        self._ended: dict[str, Ended] = dict(records.recover())
+        self._mains: dict[int, Attempt] = {}
+        self._helpers: set[int] = set()
+        self._changed = False
+        self._null = os.open(os.devnull, os.O_RDWR)
+        self._shutdown: Ended | None = None
+        self._open_files = _raise_open_files()
+        loop.on_signal(signal.SIGCHLD, self._look_again)
+
+    def start(self, request: protocol.Start) -> Path:
+        """Start a program unless the key is known; the attempt's folder.
+
+        Raises:
+            SpawnError: with the reason.
+        """
+        folder = self._records.folder(request.key)
+        if request.key in self._live or request.key in self._ended:
+            return folder
+        if self._shutdown is not None:
+            raise spawn.SpawnError("driver_unavailable", "the runner is stopping")
+        try:
+            attempt = self._start(request, folder)
+        except OSError as error:
+            hint = "look at the node's disk and limits"
+            raise spawn.SpawnError("driver_unavailable", f"{folder}: {error.strerror}", hint) from None
+        self._live[request.key] = attempt
+        for fd in attempt.outputs:
+            self._loop.watch(fd, READABLE, partial(self._on_output, attempt, fd))
+        if request.lease_s is not None:
+            attempt.lease_until = now() + request.lease_s
+            self._loop.at(attempt.lease_until, lambda: self._check_lease(attempt))
+        return folder
+
+    def _start(self, request: protocol.Start, folder: Path) -> Attempt:
+        self._records.create(request.key)
+        work = folder / "work"
+        family = tree.Family(request.key, spawn.marker(work), since=int(now() * tree.TICKS), main=None)
+        env = spawn.environment(os.environ, request.env, work)
+        pipes: list[tuple[int, int]] = []
+        files: list[CappedFile] = []
+        try:
+            for name in ("stdout", "stderr"):
+                pipes.append(os.pipe())
+                os.set_blocking(pipes[-1][0], False)
+                files.append(CappedFile(folder / name, request.output_max))
+            with self._cgroups.entered(request.key, request.cpus, request.memory) as group:
+                ends = (self._null, pipes[0][1], pipes[1][1])
+                family.main = spawn.spawn(request.argv, env, work, ends, self._open_files)
+        except BaseException:
+            for reading, _ in pipes:
+                os.close(reading)
+            for file in files:
+                file.close()
+            self._records.discard(request.key)
+            raise
+        finally:
+            for _, writing in pipes:
+                os.close(writing)
+        family.sessions.add(family.main)
+        outputs = {reading: file for (reading, _), file in zip(pipes, files, strict=True)}
+        attempt = Attempt(request.key, folder, family, outputs, group, lease_until=None)
+        self._mains[family.main] = attempt
+        return attempt
+
+    def stop(self, key: str, grace_s: float, then: Then) -> None:
+        """End an attempt; ``then`` is called when nothing of it is left, at once where nothing runs."""
+        attempt = self._live.get(key)
+        if attempt is None:
+            then()
+            return
+        attempt.then.append(then)
+        self._end(attempt, grace_s)
+
+    def forget(self, key: str, then: Then) -> None:
+        """End an attempt without grace, then drop what is kept of it."""
+
+        def drop() -> None:
+            if self._ended.pop(key, None) is not None:
+                self._remove(key)
+            then()
+
+        self.stop(key, 0.0, drop)
+
+    def renew(self, leases: dict[str, float]) -> None:
+        """Extend leases, key to seconds from now; keys without a lease keep none."""
+        present = now()
+        for key, lease_s in leases.items():
+            attempt = self._live.get(key)
+            if attempt is not None and attempt.lease_until is not None:
+                attempt.lease_until = present + lease_s
+
+    def known(self) -> Iterator[Known]:
+        """Every attempt that runs or is not forgotten."""
+        for key, attempt in self._live.items():
+            yield Known(key=key, folder=str(attempt.folder))
+        for key, ended in self._ended.items():
+            yield Known(key=key, folder=str(self._records.folder(key)), ended=ended)
+
+    def shutdown(self, grace_s: float) -> None:
+        """End everything, then stop the loop; a second call with less grace hurries it."""
+        self._shutdown = Ended(cause="node_lost", reason="the runner was stopped")
+        for attempt in self._live.values():
+            attempt.doom = attempt.doom or self._shutdown
+            self._end(attempt, grace_s)
+        self._look_again()
+
+    def after_round(self) -> None:
+        """Look at the processes once per round, however many of them have changed."""
+        if not self._changed:
+            return
+        self._changed = False
+        self._reap()
+        ending = [
+            attempt for attempt in self._live.values() if attempt.family.ending and not attempt.draining
+        ]
+        members: dict[str, list[tree.Process]] = {}
+        ours = self._mains.keys() | self._helpers
+        # The usual case, a service that ended and left nothing behind, needs no look at the process table.
+        if ending and (any(each.family.main for each in ending) or tree.has_other_children(ours)):
+            families = [attempt.family for attempt in self._live.values()]
+            members = tree.assign(tree.snapshot(), os.getpid(), families, self._helpers)
+        for attempt in ending:
+            self._press(attempt, members.get(attempt.key, []))
+        if self._shutdown is not None and not self._live:
+            self._loop.stop()
+
+    def _look_again(self) -> None:
+        self._changed = True
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._helpers.discard(pid)
+            attempt = self._mains.pop(pid, None)
+            if attempt is not None:
+                attempt.status = status
+                attempt.family.main = None
+                self._end(attempt, LEFTOVER_GRACE_S)
+
+    def _end(self, attempt: Attempt, grace_s: float) -> None:
+        attempt.family.ending = True
+        kill_at = now() + grace_s
+        if kill_at < attempt.kill_at:
+            attempt.kill_at = kill_at
+            self._loop.at(kill_at, self._look_again)
+        self._look_again()
+
+    def _press(self, attempt: Attempt, members: list[tree.Process]) -> None:
+        """The next step towards the end: SIGTERM once for each process, SIGKILL when the grace is over."""
+        if now() >= attempt.kill_at:
+            if attempt.group is not None:
+                attempt.group.kill()
+            tree.send(members, signal.SIGKILL)
+        else:
+            fresh = [process for process in members if process.identity not in attempt.told]
+            attempt.told.update(process.identity for process in fresh)
+            tree.send(fresh, signal.SIGTERM)
+        if attempt.status is not None and not members:
+            self._drain(attempt)
+
+    def _check_lease(self, attempt: Attempt) -> None:
+        if attempt.key not in self._live or attempt.lease_until is None or attempt.family.ending:
+            return
+        if attempt.lease_until > now():
+            self._loop.at(attempt.lease_until, lambda: self._check_lease(attempt))
+            return
+        reason = "not heard from the task's origin for the time of its lease"
+        attempt.doom = Ended(cause="lease_expired", reason=reason)
+        self._end(attempt, LEASE_GRACE_S)
+
+    def _on_output(self, attempt: Attempt, fd: int, _events: int) -> None:
+        self._pump(attempt, fd)
+
+    def _pump(self, attempt: Attempt, fd: int) -> bool:
+        """Move a piece of output; whether there may be more of it."""
+        file = attempt.outputs.get(fd)
+        if file is None:
+            return False
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return False
+        if data:
+            file.write(data)
+            return True
+        self._close(attempt, fd)
+        if attempt.draining and not attempt.outputs:
+            self._finish(attempt)
+        return False
+
+    def _close(self, attempt: Attempt, fd: int) -> None:
+        self._loop.unwatch(fd)
+        os.close(fd)
+        attempt.outputs.pop(fd).close()
+
+    def _drain(self, attempt: Attempt) -> None:
+        """Nothing of it runs any more: take what is in the pipes and finish at their end."""
+        for fd in list(attempt.outputs):
+            # What the pipe can hold, and not for ever where somebody outside the attempt keeps writing.
+            for _ in range(_PIPE_CHUNKS):
+                if not self._pump(attempt, fd):
+                    break
+        attempt.draining = True
+        if attempt.outputs:
+            self._loop.at(now() + DRAIN_S, lambda: self._finish(attempt))
+        else:
+            self._finish(attempt)
+
+    def _finish(self, attempt: Attempt) -> None:
+        if self._live.pop(attempt.key, None) is None:
+            return
+        for fd in list(attempt.outputs):
+            self._close(attempt, fd)
+        ended = _ended(attempt)
+        if attempt.group is not None:
+            attempt.group.remove()
+        self._records.close(attempt.key, ended)
+        self._ended[attempt.key] = ended
+        self._on_exit(attempt.key, ended)
+        for then in attempt.then:
+            then()
+        if self._shutdown is not None:
+            self._look_again()
+
+    def _remove(self, key: str) -> None:
+        """Remove work folder and exit. A full folder takes its time, so rm(1) does it beside the loop."""
+        left = self._records.forget(key)
+        if not left:
+            return
+        argv = ("rm", "-rf", "--", *map(str, left))
+        env = spawn.environment(os.environ, {}, Path("/"))
+        try:
+            pid = spawn.spawn(argv, env, Path("/"), (self._null,) * 3, self._open_files)
+        except spawn.SpawnError as error:
+            log(f"cannot remove {left[0]}: {error.detail}")
+        else:
+            self._helpers.add(pid)
+
+
+def _ended(attempt: Attempt) -> Ended:
+    code = os.waitstatus_to_exitcode(attempt.status) if attempt.status is not None else 0
+    exit_code, number = (code, None) if code >= 0 else (None, -code)
+    if attempt.doom is not None:
+        return Ended(exit_code=exit_code, signal=number, cause=attempt.doom.cause, reason=attempt.doom.reason)
+    if number == signal.SIGKILL and attempt.group is not None and attempt.group.out_of_memory:
+        return Ended(signal=number, cause="oom", reason="used more memory than the task asks for")
+    if number is not None:
+        return Ended(signal=number, cause="failed", reason=f"killed by {_signal_name(number)}")
+    if exit_code:
+        return Ended(exit_code=exit_code, cause="failed", reason=f"exited with code {exit_code}")
+    return Ended(exit_code=0)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # the real-time signals between the first and the last have no name
+
+
+def _raise_open_files() -> int:
+    """Allow this process as many descriptors as it can get; the soft limit that services keep."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft
+
+
+def log(text: str) -> None:
+    """One line on stderr; there may be nobody left to read it."""
+    with suppress(OSError):
+        sys.stderr.write(f"edgeorch-runner: {text}\n")
+        sys.stderr.flush()

@@ -1,0 +1,124 @@
+"""A small epoll loop whose clock also runs while the machine sleeps."""
+
+import ctypes
+import heapq
+import itertools
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_TFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # TFD_CLOEXEC and TFD_NONBLOCK are defined as these
+_TFD_TIMER_ABSTIME = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class _ItimerSpec(ctypes.Structure):
+    _fields_ = (("interval", ctypes.c_long * 2), ("value", ctypes.c_long * 2))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphaned descendant (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def now() -> float:
+    """Seconds since boot, sleep included (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Loop:
+    """Calls back on readiness of descriptors, at times, and on signals; one thread, no reentrancy.
+
+    Callbacks must tolerate a call without cause: a descriptor may be closed and its number used again within
+    one round.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._ready: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._sequence = itertools.count()
+        self._stopped = False
+        # timerfd(2) because epoll's own timeout stands still while the machine sleeps, and leases must not.
+        self._timer = _libc.timerfd_create(time.CLOCK_BOOTTIME, _TFD_FLAGS)
+        if self._timer < 0:
+            raise OSError(ctypes.get_errno(), "timerfd_create(CLOCK_BOOTTIME)")
+        self.watch(self._timer, READABLE, self._on_timer)
+        self._wakeup, self._signalled = socket.socketpair()
+        self._on_signal: dict[int, Callable[[], None]] = {}
+        for end in (self._wakeup, self._signalled):
+            end.setblocking(False)
+        self.watch(self._wakeup.fileno(), READABLE, self._on_wakeup)
+        signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call ``callback(events)`` while the descriptor is ready; replaces an earlier watch."""
+        if fd in self._ready:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._ready[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching; to be called before the descriptor is closed."""
+        del self._ready[fd]
+        self._epoll.unregister(fd)
+
+    def at(self, when: float, callback: Callable[[], None]) -> None:
+        """Call once at ``when`` (as ``now()``). Not cancellable: the callback looks what still holds."""
+        heapq.heappush(self._timers, (when, next(self._sequence), callback))
+        if self._timers[0][0] == when:
+            self._arm()
+
+    def on_signal(self, number: int, callback: Callable[[], None]) -> None:
+        """Call from the loop after the signal."""
+        self._on_signal[number] = callback
+        signal.signal(number, lambda _number, _frame: None)
+
+    def stop(self) -> None:
+        """Leave ``run`` after the current round."""
+        self._stopped = True
+
+    def run(self, after_round: Callable[[], None]) -> None:
+        """Serve until stopped; ``after_round`` follows each round of callbacks."""
+        while not self._stopped:
+            for fd, events in self._epoll.poll():
+                callback = self._ready.get(fd)
+                if callback is not None:
+                    callback(events)
+            after_round()
+
+    def _arm(self) -> None:
+        spec = _ItimerSpec()
+        # Never zero, which would disarm.
+        nanoseconds = max(1, int(self._timers[0][0] * 1e9)) if self._timers else 0
+        spec.value[:] = divmod(nanoseconds, 1_000_000_000)
+        _libc.timerfd_settime(self._timer, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None)
+
+    def _on_timer(self, _events: int) -> None:
+        try:
+            os.read(self._timer, 8)
+        except BlockingIOError:
+            return
+        present = now()
+        while self._timers and self._timers[0][0] <= present:
+            heapq.heappop(self._timers)[2]()
+        self._arm()
+
+    def _on_wakeup(self, _events: int) -> None:
+        try:
+            numbers = self._wakeup.recv(4096)
+        except BlockingIOError:
+            return
+        for number in set(numbers):
+            callback = self._on_signal.get(number)
+            if callback is not None:
+                callback()

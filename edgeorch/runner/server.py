@@ -1,0 +1,192 @@
+"""The runner's socket: who may connect, requests in, answers and exits out."""
+
+import socket
+import struct
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from edgeorch.runner import protocol
+from edgeorch.runner.attempts import Attempts, log
+from edgeorch.runner.loop import READABLE, WRITABLE, Loop, now
+from edgeorch.runner.protocol import Ended, Inbox, Reply, Request
+from edgeorch.runner.spawn import SpawnError
+
+MAX_UNSENT = 32 << 20
+"""Bytes that wait for one daemon; one that does not read for so long is disconnected."""
+_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
+
+
+@dataclass(eq=False)
+class Peer:
+    """One connected daemon."""
+
+    sock: socket.socket
+    inbox: Inbox[Request] = field(default_factory=protocol.requests)
+    unsent: bytearray = field(default_factory=bytearray)
+    blocked: bool = False
+    """Whether it waits for the socket to take more."""
+    closing: bool = False
+
+
+class Server:
+    """Serves the socket. ``on_lonely`` is called when nobody was connected for ``linger_s``."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        allowed: Collection[int],
+        linger_s: float | None,
+        on_lonely: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._path = path
+        self._allowed = allowed
+        self._linger_s = linger_s
+        self._on_lonely = on_lonely
+        self._peers: set[Peer] = set()
+        self._alone_since = now()
+
+    def listen(self, attempts: Attempts, welcome: protocol.Welcome) -> None:
+        """Bind the path, in place of one that a dead runner has left, and serve ``attempts``.
+
+        Raises:
+            OSError: the path is too long or not writable.
+        """
+        self._attempts = attempts
+        self._welcome = welcome
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._path.unlink(missing_ok=True)
+        self._listener.bind(str(self._path))
+        self._path.chmod(0o660)
+        self._listener.listen(64)
+        self._loop.watch(self._listener.fileno(), READABLE, self._accept)
+        self._watch_linger()
+
+    def close(self) -> None:
+        """Remove the socket and leave everybody."""
+        self._path.unlink(missing_ok=True)
+        self._listener.close()
+        for peer in list(self._peers):
+            self._drop(peer)
+
+    def tell_exit(self, key: str, ended: Ended) -> None:
+        """Push an exit to every daemon."""
+        message = protocol.Exited(key=key, ended=ended)
+        for peer in list(self._peers):
+            self._send(peer, message)
+
+    def _accept(self, _events: int) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return  # gone again, or out of descriptors: it stays in the queue
+        sock.setblocking(False)
+        peer = Peer(sock)
+        self._peers.add(peer)
+        self._watch(peer)
+        uid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+        if uid not in self._allowed:
+            log(f"refused a connection of user {uid}")
+            detail = f"the runner does not serve user {uid}"
+            self._send(peer, protocol.Failed(id=protocol.UNASKED, reason="no_permission", detail=detail))
+            self._drop(peer)
+            return
+        self._send(peer, self._welcome)
+
+    def _drop(self, peer: Peer) -> None:
+        if peer not in self._peers:
+            return
+        self._peers.remove(peer)
+        peer.closing = True
+        self._loop.unwatch(peer.sock.fileno())
+        peer.sock.close()
+        if not self._peers:
+            self._alone_since = now()
+            self._watch_linger()
+
+    def _watch_linger(self) -> None:
+        if self._linger_s is not None:
+            self._loop.at(self._alone_since + self._linger_s, self._check_linger)
+
+    def _check_linger(self) -> None:
+        if not self._peers and self._linger_s is not None and now() >= self._alone_since + self._linger_s:
+            log("no daemon has come back")
+            self._on_lonely()
+
+    def _on_ready(self, peer: Peer, events: int) -> None:
+        if peer.blocked and events & WRITABLE:
+            self._flush(peer)
+        if peer.closing or not events & ~WRITABLE:
+            return
+        try:
+            data = peer.sock.recv(262_144)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(peer)
+            return
+        try:
+            for request in peer.inbox.feed(data):
+                self._serve(peer, request)
+        except protocol.FrameError as error:
+            log(f"disconnected a daemon: {error}")
+            self._drop(peer)
+
+    def _serve(self, peer: Peer, request: Request) -> None:
+        match request:
+            case protocol.Start():
+                self._send(peer, self._start(request))
+            case protocol.Stop(id=number, key=key, grace_s=grace_s):
+                self._attempts.stop(key, grace_s, lambda: self._send(peer, protocol.Done(id=number)))
+            case protocol.Forget(id=number, key=key):
+                self._attempts.forget(key, lambda: self._send(peer, protocol.Done(id=number)))
+            case protocol.Renew(leases=leases):
+                self._attempts.renew(leases)
+            case protocol.List(id=number):
+                self._list(peer, number)
+
+    def _start(self, request: protocol.Start) -> Reply:
+        try:
+            folder = self._attempts.start(request)
+        except SpawnError as error:
+            return protocol.Failed(id=request.id, reason=error.reason, detail=error.detail, hint=error.hint)
+        return protocol.Started(id=request.id, folder=str(folder))
+
+    def _list(self, peer: Peer, number: int) -> None:
+        known = self._attempts.known()
+        chunk = tuple(islice(known, protocol.LIST_CHUNK))
+        while following := tuple(islice(known, protocol.LIST_CHUNK)):
+            self._send(peer, protocol.Listed(id=number, attempts=chunk, more=True))
+            chunk = following
+        self._send(peer, protocol.Listed(id=number, attempts=chunk))
+
+    def _send(self, peer: Peer, message: Reply) -> None:
+        if peer.closing:
+            return
+        peer.unsent += protocol.encode(message)
+        self._flush(peer)
+
+    def _flush(self, peer: Peer) -> None:
+        try:
+            del peer.unsent[: peer.sock.send(peer.unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(peer)
+            return
+        if len(peer.unsent) > MAX_UNSENT:
+            log("disconnected a daemon that does not read")
+            self._drop(peer)
+        elif bool(peer.unsent) is not peer.blocked:
+            peer.blocked = not peer.blocked
+            self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        events = READABLE | WRITABLE if peer.blocked else READABLE
+        self._loop.watch(peer.sock.fileno(), events, lambda ready: self._on_ready(peer, ready))
