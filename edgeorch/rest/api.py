@@ -1,0 +1,252 @@
+"""The Quart-Trio application: authentication, limits and errors around the route table."""
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+import trio
+from hypercorn.typing import ASGISendCallable
+from quart import request
+from quart.typing import ResponseReturnValue
+from quart.wrappers import Response
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioResponse
+from werkzeug.exceptions import HTTPException
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from edgeorch.config import Api
+from edgeorch.errors import EdgeorchError, ForbiddenError
+from edgeorch.model import Caller
+from edgeorch.rest.auth import Tokens, check_browser
+from edgeorch.rest.backend import Backend
+from edgeorch.rest.compat import CompatRoutes
+from edgeorch.rest.decode import check_json, query_of
+from edgeorch.rest.docs import DocsRoutes
+from edgeorch.rest.nodes import NodeRoutes
+from edgeorch.rest.probes import ProbeRoutes
+from edgeorch.rest.problems import (
+    PROBLEM_TYPE,
+    Problem,
+    headers_of,
+    problem_of,
+    problem_of_defect,
+    problem_of_http,
+)
+from edgeorch.rest.rates import Rates
+from edgeorch.rest.routes import Answer, Asked, Route, Sink
+from edgeorch.rest.streams import StreamRoutes, first_error
+from edgeorch.rest.tasks import TaskRoutes
+
+log = structlog.get_logger()
+
+NOBODY = Caller(token="", role="none")
+_ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+def create_app(
+    backend: Backend,
+    tokens: Tokens,
+    api: Api,
+    *,
+    metrics: Callable[[], bytes],
+    wall: Callable[[], float],
+) -> "App":
+    """The application; it has no lifespan, its parts are started by the node.
+
+    Args:
+        backend: what the node can do.
+        tokens: who may call.
+        api: the limits.
+        metrics: gives the Prometheus text.
+        wall: seconds since the epoch.
+    """
+    app = App("edgeorch", static_folder=None)
+    # Time limits of bodies and writes are the connection's (connection.py); followed output has none.
+    app.config.update(MAX_CONTENT_LENGTH=api.max_body, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
+    app.url_map.merge_slashes = False
+    app.register_error_handler(EdgeorchError, _show_error)
+    app.register_error_handler(HTTPException, _show_http_error)
+    guard = Guard(tokens, api, wall)
+    for route in routes_of(backend, metrics=metrics, wall=wall):
+        app.add_url_rule(
+            route.path.replace("{", "<").replace("}", ">"),
+            endpoint=route.name,
+            view_func=_view(route, guard),
+            methods=[route.method],
+            provide_automatic_options=False,
+        )
+    return app
+
+
+def routes_of(
+    backend: Backend, *, metrics: Callable[[], bytes], wall: Callable[[], float]
+) -> tuple[Route, ...]:
+    """The whole route table."""
+    described = (
+        *TaskRoutes(backend).routes(),
+        *StreamRoutes(backend).routes(),
+        *NodeRoutes(backend, wall).routes(),
+        *CompatRoutes(backend).routes(),
+        *ProbeRoutes(backend, metrics).routes(),
+    )
+    return (*described, *DocsRoutes(described).routes())
+
+
+class Guard:
+    """Who may do what, how often."""
+
+    def __init__(self, tokens: Tokens, api: Api, wall: Callable[[], float]) -> None:
+        self._tokens = tokens
+        self._wall = wall
+        self._rates = Rates(api.requests_per_second)
+
+    def admit(self, route: Route, headers: Mapping[str, str], address: str) -> Caller:
+        """The caller, if it may use the route.
+
+        Raises:
+            UnauthorizedError: no valid token.
+            ForbiddenError: its role is too low, or a web page of another site asks.
+            UnsupportedMediaTypeError: the latter, by its body.
+            TooManyRequestsError: over a limit.
+        """
+        if route.role == "none":
+            return NOBODY
+        authorization = headers.get("authorization")
+        caller = self._tokens.authenticate(authorization, address, self._wall())
+        if authorization is None:
+            check_browser(headers)
+        if not caller.may(route.role):
+            raise ForbiddenError(
+                f"this needs the role {route.role}, the caller has {caller.role}",
+                hint="use a token with that role: `edgeorch token create`",
+            )
+        self._rates.take(caller.token, trio.current_time())
+        return caller
+
+
+def _view(route: Route, guard: Guard) -> Callable[..., Awaitable[Response]]:
+    """The Quart view of a route."""
+
+    async def view(**path: str) -> Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        client = request.scope["client"]
+        caller = guard.admit(route, headers, client[0] if client else "")
+        body = b""
+        if route.body is not None:
+            if not route.any_type:
+                check_json(headers.get("content-type"))
+            body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+        query = None if route.any_type else query_of(request.args.to_dict(flat=False), route.query)
+        answer = await route.handler(Asked(caller=caller, path=path, query=query, headers=headers, body=body))
+        return _response(answer)
+
+    return view
+
+
+def _response(answer: Answer) -> Response:
+    kind = TrioResponse if answer.play is None else Streamed
+    response = kind(
+        answer.body, status=answer.status, content_type=answer.media, headers={**_ALWAYS, **answer.headers}
+    )
+    if isinstance(response, Streamed):
+        response.play = answer.play
+        del response.headers["Content-Length"]
+    elif answer.status == 204:
+        del response.headers["Content-Type"]
+    return response
+
+
+class Streamed(TrioResponse):
+    """A response whose ``play`` writes it, with the head when it is ready for it."""
+
+    play: Callable[[Sink], Awaitable[None]] | None = None
+
+
+class HttpCall(TrioASGIHTTPConnection):
+    """Quart-Trio's call of the application, which also plays streams.
+
+    Quart sends the head before it enters a response's body; a stream that turns out to be impossible (no such
+    task, its node unreachable) must still become a problem response.
+    """
+
+    async def _send_response(self, send: ASGISendCallable, response: Response | WerkzeugResponse) -> None:
+        if not isinstance(response, Streamed) or response.play is None:
+            await super()._send_response(send, response)
+            return
+        sink = ResponseSink(send, response)
+        error: EdgeorchError | None = None
+        try:
+            if self.scope["method"] == "HEAD":
+                await sink.start()
+                await sink.end()
+            else:
+                await response.play(sink)
+        except* EdgeorchError as group:
+            error = first_error(group)
+        if error is None:
+            return
+        if sink.started:
+            log.info("a stream was cut", reason=str(error))
+        else:
+            await super()._send_response(send, problem_response(problem_of(error)))
+
+
+class ResponseSink:
+    """Writes a streamed response as ASGI messages."""
+
+    def __init__(self, send: ASGISendCallable, response: Streamed) -> None:
+        self._send = send
+        self._response = response
+        self.started = False
+
+    async def start(self, headers: Mapping[str, str] | None = None, *, status: int = 200) -> None:
+        """Send the head."""
+        self.started = True
+        self._response.headers.update(headers or {})
+        if status == 204:
+            del self._response.headers["Content-Type"]
+        shown = [(name.lower().encode(), value.encode()) for name, value in self._response.headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": shown})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """Send the end."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class App(QuartTrio):
+    """Quart-Trio with our errors."""
+
+    asgi_http_class = HttpCall
+
+    async def handle_exception(self, error: Exception) -> Response | WerkzeugResponse:
+        """Answer 500 and log the exception; Quart's own would show or raise it."""
+        if not isinstance(error, Exception):  # a group with KeyboardInterrupt and the like in it
+            raise error
+        log_id = secrets.token_hex(4)
+        log.error("A request failed unexpectedly", log_id=log_id, path=request.path, exc_info=error)
+        return await self.finalize_request(
+            problem_response(problem_of_defect(log_id)), from_error_handler=True
+        )
+
+
+def problem_response(problem: Problem) -> Response:
+    """A problem as a response."""
+    headers = {**_ALWAYS, **headers_of(problem)}
+    return TrioResponse(problem.encoded(), status=problem.status, content_type=PROBLEM_TYPE, headers=headers)
+
+
+async def _show_error(error: EdgeorchError) -> ResponseReturnValue:
+    return problem_response(problem_of(error))
+
+
+async def _show_http_error(error: HTTPException) -> ResponseReturnValue:
+    response = problem_response(problem_of_http(error, request.method, request.path))
+    for name, value in error.get_headers():
+        if name == "Allow":
+            response.headers["Allow"] = value
+    return response

@@ -1,0 +1,327 @@
+"""One REST connection: TLS or plain, request after request, and whatever strangers send.
+
+``TCPServer`` of Hypercorn with its run replaced. One task reads, runs the application and writes, under
+deadlines; an unexpected exception ends this connection and nothing else (DESIGN §4, the first of two places).
+"""
+
+import math
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import h11
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Event, RawData
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ConnectionState, LifespanState
+from hypercorn.utils import parse_socket_addr
+from trio import socket
+
+from edgeorch.addresses import is_loopback
+from edgeorch.config import Api
+from edgeorch.errors import TlsRequiredError
+from edgeorch.rest.http1 import Http1, OneCall
+from edgeorch.rest.problems import PROBLEM_TYPE, problem_of, problem_of_status
+
+log = structlog.get_logger()
+
+HANDSHAKE_S = 5.0
+LINGER_S = 1.0
+"""How long a refused client may go on sending before it is cut; closing at once would drop our answer."""
+LINGER_BYTES = 4 << 20
+PIECE = 65_536
+PIPELINED = 65_536
+"""Bytes that may arrive ahead of their turn; reading pauses beyond."""
+TLS_HANDSHAKE = b"\x16"
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError, ssl.SSLError)
+_DISCONNECT: ASGIReceiveEvent = {"type": "http.disconnect"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a connection may take. Seconds and bytes."""
+
+    keep_alive_s: float
+    body_timeout_s: float
+    write_timeout_s: float
+    max_body: int
+
+    @classmethod
+    def of(cls, api: Api) -> "Limits":
+        """From the configuration."""
+        return cls(api.keep_alive_s, api.body_timeout_s, api.write_timeout_s, api.max_body)
+
+
+class Connection(TCPServer):
+    """Serves one accepted socket until its end.
+
+    Attributes:
+        scope: cancelled to cut the connection.
+        idle: whether no request is under way, so that a stopping server may cut at once.
+    """
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        stream: trio.SocketStream,
+        *,
+        limits: Limits,
+        tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:
+        super().__init__(app, config, context, LifespanState({}), stream)  # type: ignore[arg-type]  # plain too
+        self.transport = stream
+        self.limits = limits
+        self.tls = tls
+        self.scope = trio.CancelScope()
+        self.idle = True
+        self.client = parse_socket_addr(stream.socket.family, stream.socket.getpeername())
+        self.server = parse_socket_addr(stream.socket.family, stream.socket.getsockname())
+        self._calls = OneCall()
+        self._out = bytearray()
+        self._due = math.inf
+        self._gone = False
+        self._torn = False
+        self._late = False
+        self._bad: h11.RemoteProtocolError | None = None
+
+    async def run(self) -> None:
+        """Serve; returns when the connection is closed, whatever the reason."""
+        try:
+            with self.scope:
+                if await self._secure():
+                    await self._converse()
+        except _GONE:
+            pass
+        except Exception:  # containment: one connection must not take the node down
+            log.exception("A connection failed unexpectedly", client=self._name)
+        finally:
+            await trio.aclose_forcefully(self.transport)
+
+    @property
+    def _encrypted(self) -> bool:
+        return isinstance(self.stream, trio.SSLStream)
+
+    @property
+    def _name(self) -> str:
+        return self.client[0] if self.client else "?"
+
+    # Before the first request
+
+    async def _secure(self) -> bool:
+        """Finish the handshake, or let plain HTTP pass where it may; False: refused or gone."""
+        with trio.move_on_after(HANDSHAKE_S) as limit:
+            first = await self.transport.socket.recv(1, socket.MSG_PEEK)
+            if not first:
+                return False
+            if first == TLS_HANDSHAKE and self.tls is not None:
+                context = self.tls()
+                context.set_alpn_protocols(
+                    ["http/1.1"]
+                )  # nothing else is spoken, whatever the context's maker says
+                self.stream = trio.SSLStream(self.transport, context, server_side=True, https_compatible=True)
+                await self.stream.do_handshake()
+                return True
+        if limit.cancelled_caught:
+            return False
+        if self.tls is not None and not is_loopback(self._name):
+            await self._ask_for_tls()
+            return False
+        return True
+
+    async def _ask_for_tls(self) -> None:
+        problem = problem_of(
+            TlsRequiredError(
+                "plain HTTP is for this machine only", hint="use https:// with the fleet's ca.pem"
+            )
+        )
+        body = problem.encoded()
+        head = (
+            "HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.2\r\nConnection: Upgrade, close\r\n"
+            f"Content-Type: {PROBLEM_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with trio.move_on_after(self.limits.write_timeout_s):
+            await self.transport.send_all(head.encode() + body)
+            await self._linger()
+
+    # Request after request
+
+    async def _converse(self) -> None:
+        self.http = Http1(
+            self.app,
+            self.config,
+            self.context,
+            self._calls,
+            ConnectionState(self.state),
+            self._encrypted,
+            self.client,
+            self.server,
+            self.protocol_send,
+        )
+        self.http.max_body = self.limits.max_body
+        self.http.flush = self.flush
+        while await self._request():
+            await self._answer()
+            if not await self._recycle():
+                break
+        if not self._gone and not self._torn:
+            await self._say_goodbye()
+
+    async def _request(self) -> bool:
+        """Wait for a request's head; False: the connection is to be closed."""
+        self.idle = self.http.unparsed == 0
+        now = trio.current_time()
+        self._due = now + (self.limits.keep_alive_s if self.idle else self.limits.body_timeout_s)
+        try:
+            await self.http.advance()
+            while self._calls.call is None:
+                if self.idle and self.context.terminated.is_set():
+                    return False
+                data = await self._receive(self._due)
+                if not data:
+                    if data is None and not self.idle:
+                        await self.http.refuse(problem_of_status(408, "the request did not arrive in time"))
+                    return False
+                if self.idle:
+                    self.idle = False
+                    self._due = trio.current_time() + self.limits.body_timeout_s
+                self.http.received(data)
+                await self.http.advance()
+        except h11.RemoteProtocolError as error:
+            await self._refuse_bad(error)
+            return False
+        return True
+
+    async def _answer(self) -> None:
+        """Run the application on the request."""
+        call = self._calls.call
+        if call is None:
+            return
+        try:
+            await self.app(
+                call.scope, self._app_receive, call.send, trio.to_thread.run_sync, trio.from_thread.run
+            )
+        except Exception:  # the same containment, while there is still a way to answer
+            log.exception("A request failed unexpectedly", client=self._name)
+            await self.http.refuse(problem_of_status(500, "the node failed to answer this request"))
+            self._torn = True
+        if self._late:
+            await self.http.refuse(problem_of_status(408, "the body did not arrive in time"))
+        elif self._bad is not None:
+            await self._refuse_bad(self._bad)
+
+    async def _recycle(self) -> bool:
+        """Make ready for the next request; False: there is none on this connection."""
+        if self._gone or self._torn:
+            return False
+        await self._skip_body()
+        if self.http.connection.our_state is not h11.DONE or self.http.connection.their_state is not h11.DONE:
+            return False
+        self.http.connection.start_next_cycle()
+        self._calls.call = None
+        return True
+
+    async def _skip_body(self) -> None:
+        """Read the rest of a body that nobody wanted, if it is short, so that the connection can go on."""
+        left = self.limits.max_body
+        try:
+            while self.http.connection.their_state is h11.SEND_BODY and left > 0:
+                if self.http.connection.our_state is not h11.DONE:
+                    return
+                data = await self._receive(min(self._due, trio.current_time() + LINGER_S))
+                if not data:
+                    return
+                left -= len(data)
+                self.http.received(data)
+                await self.http.advance()
+        except h11.RemoteProtocolError:
+            return
+
+    async def _refuse_bad(self, error: h11.RemoteProtocolError) -> None:
+        status = error.error_status_hint if 400 <= error.error_status_hint < 600 else 400
+        await self.http.refuse(problem_of_status(status, f"the request is not valid HTTP/1.1: {error}"))
+
+    # Bytes in
+
+    async def _receive(self, deadline: float) -> bytes | None:
+        """The next bytes; empty: the client is gone; None: the deadline has passed."""
+        with trio.CancelScope(deadline=deadline):
+            try:
+                data = bytes(await self.stream.receive_some(PIECE))
+            except _GONE:
+                data = b""
+            if not data:
+                self._gone = True
+            return data
+        return None
+
+    async def _app_receive(self) -> ASGIReceiveEvent:
+        """The application's receive: body events, then the client's disconnect."""
+        call = self._calls.call
+        if call is None:
+            return _DISCONNECT
+        while not call.events:
+            complete = self.http.request_complete
+            if complete and self.http.unparsed > PIPELINED:
+                await trio.sleep_forever()
+            data = await self._receive(math.inf if complete else self._due)
+            if not data:
+                self._late = data is None
+                return _DISCONNECT
+            self.http.received(data)
+            if not complete:
+                try:
+                    await self.http.advance()
+                except h11.RemoteProtocolError as error:
+                    self._bad = error
+                    return _DISCONNECT
+        return call.events.popleft()
+
+    # Bytes out
+
+    async def protocol_send(self, event: Event) -> None:
+        """Collect what Hypercorn's protocol writes; ``flush`` sends it."""
+        if isinstance(event, RawData):
+            self._out += event.data
+            if len(self._out) >= PIECE:
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Send what was collected. A client that does not read for ``write_timeout_s`` is cut."""
+        data = bytes(self._out)
+        self._out.clear()
+        if self._gone or not data:
+            return
+        self._torn = True
+        try:
+            for start in range(0, len(data), PIECE):
+                with trio.fail_after(self.limits.write_timeout_s):
+                    await self.stream.send_all(data[start : start + PIECE])
+        except (*_GONE, trio.TooSlowError):
+            self._gone = True
+            # The application waits in receive: closing the socket tells it.
+            await trio.aclose_forcefully(self.transport)
+        self._torn = False
+
+    async def _say_goodbye(self) -> None:
+        """End the connection so that the client still gets all that was sent."""
+        with trio.move_on_after(self.limits.write_timeout_s):
+            if not (self.idle or self.http.request_complete):
+                await self._linger()
+            elif self._encrypted:
+                await self.stream.aclose()
+
+    async def _linger(self) -> None:
+        """Say that nothing more comes, and take what is on its way: a reset would destroy our answer."""
+        await self.transport.send_eof()
+        left = LINGER_BYTES
+        with trio.move_on_after(LINGER_S):
+            while left > 0:
+                data = await self.transport.receive_some(PIECE)
+                if not data:
+                    break
+                left -= len(data)

@@ -1,0 +1,204 @@
+"""The REST listener: Quart-Trio on Hypercorn's protocol, where no connection can end or stop the others."""
+
+import errno
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework
+
+from edgeorch.addresses import allowed_local, is_loopback
+from edgeorch.config import Api, Node
+from edgeorch.errors import StartError
+from edgeorch.rest.connection import Connection, Limits
+
+log = structlog.get_logger()
+
+BACKLOG = 1024
+# Accepted sockets inherit these. The probes find a follower that vanished without a word within a minute.
+_INHERITED = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
+LOCAL_CHECK_S = 5.0
+"""How long an answer to "may this local address be used?" holds; addresses change seldom."""
+
+
+class Server:
+    """Accepts REST connections until ``stop``.
+
+    Args:
+        app: the ASGI application.
+        api: limits, port and times.
+        node: what to listen on; nothing given means every address, filtered by ``networks``.
+        tls: gives the current TLS context, asked for every connection so that certificates rotate live. None:
+            plain HTTP for everybody, for tests.
+    """
+
+    def __init__(
+        self,
+        app: ASGIFramework,
+        api: Api,
+        node: Node,
+        tls: Callable[[], ssl.SSLContext] | None,
+    ) -> None:
+        self._app = ASGIWrapper(app)
+        self._api = api
+        self._node = node
+        self._tls = tls
+        self._limits = Limits.of(api)
+        self._config = Config()
+        self._config.errorlog = None
+        self._config.include_server_header = False
+        self._config.keep_alive_max_requests = 1 << 62
+        self._context = WorkerContext(None)
+        self._connections: set[Connection] = set()
+        self._by_address: Counter[str] = Counter()
+        self._local: dict[str, tuple[float, bool]] = {}
+        self._accepting = trio.CancelScope()
+        self._serving = trio.CancelScope()
+        self._accepted = 0
+        self._refused = 0
+        self.addresses: tuple[tuple[str, int], ...] = ()
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[tuple[tuple[str, int], ...]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve; ``started`` gives the bound (address, port) pairs. Returns once ``stop`` has taken effect.
+
+        Raises:
+            StartError: an address or port cannot be bound.
+        """
+        sockets = bind(self._node.listen, self._api.port)
+        self.addresses = tuple(one.getsockname()[:2] for one in sockets)
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+        with self._serving:
+            async with trio.open_nursery() as connections:
+                with self._accepting:
+                    task_status.started(self.addresses)
+                    await trio.serve_listeners(self._serve, listeners, handler_nursery=connections)
+
+    async def stop(self, grace_s: float = 3.0) -> None:
+        """Accept nothing new, close idle connections, give running requests ``grace_s``, then cut them."""
+        self._accepting.cancel()
+        await self._context.terminated.set()
+        # A response now says ``Connection: close``, so that the client does not come back on this connection.
+        self._config.keep_alive_max_requests = 0
+        self._serving.deadline = trio.current_time() + grace_s
+        for connection in self._connections:
+            if connection.idle:
+                connection.scope.cancel()
+
+    def statistics(self) -> Mapping[str, Any]:
+        """Counts for ``/metrics``."""
+        return {
+            "connections": len(self._connections),
+            "accepted_total": self._accepted,
+            "refused_total": self._refused,
+        }
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        try:
+            connection = Connection(
+                self._app, self._config, self._context, stream, limits=self._limits, tls=self._tls
+            )
+        except OSError:  # reset before we looked
+            await trio.aclose_forcefully(stream)
+            return
+        client = connection.client[0] if connection.client else ""
+        local = connection.server[0] if connection.server else ""
+        if not self._room_for(client) or not self._allowed(local):
+            self._refused += 1
+            await trio.aclose_forcefully(stream)
+            return
+        self._accepted += 1
+        self._connections.add(connection)
+        self._by_address[client] += 1
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+            self._by_address[client] -= 1
+            if not self._by_address[client]:
+                del self._by_address[client]
+
+    def _room_for(self, client: str) -> bool:
+        return (
+            len(self._connections) < self._api.max_connections
+            and self._by_address[client] < self._api.max_connections_per_address
+        )
+
+    def _allowed(self, local: str) -> bool:
+        """Whether a connection to this address of ours is wanted; named addresses always are."""
+        if self._node.listen or is_loopback(local):
+            return True
+        now = trio.current_time()
+        until, allowed = self._local.get(local, (0.0, False))
+        if now >= until:
+            allowed = allowed_local(local, self._node.networks)
+            self._local[local] = (now + LOCAL_CHECK_S, allowed)
+        return allowed
+
+
+def bind(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listening sockets on each address, all with the same port (0: any free one).
+
+    Args:
+        hosts: IP addresses; empty: every IPv4 address, and every IPv6 address where the machine has IPv6.
+        port: TCP port.
+
+    Raises:
+        StartError: one sentence that names the address, the reason and the key to change.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for host in hosts or ("0.0.0.0", "::"):  # noqa: S104  the accepted connection's address is filtered
+            try:
+                sockets.append(_bind(host, port))
+            except OSError as error:
+                if not hosts and host == "::" and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    continue
+                raise _cannot_bind(host, port, error) from None
+            port = sockets[0].getsockname()[1]
+    except StartError:
+        for one in sockets:
+            one.close()
+        raise
+    return sockets
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    one = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for level, option, value in _INHERITED:
+            one.setsockopt(level, option, value)
+        if one.family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind((host, port))
+        one.listen(BACKLOG)
+    except OSError:
+        one.close()
+        raise
+    return one
+
+
+def _cannot_bind(host: str, port: int, error: OSError) -> StartError:
+    where = f"the REST listener cannot use {host} port {port}"
+    if error.errno == errno.EADDRINUSE:
+        return StartError(f"{where}: it is in use", hint="is another node running here? else change api.port")
+    if error.errno == errno.EACCES:
+        return StartError(f"{where}: not permitted", hint="take an api.port above 1023")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return StartError(f"{where}: this machine has no such address", hint="change node.listen")
+    return StartError(f"{where}: {error.strerror or error}", hint="change node.listen or api.port")

@@ -1,0 +1,219 @@
+"""Routes of tasks: submit, list, read, cancel."""
+
+import hashlib
+import re
+from typing import Annotated
+
+import msgspec
+import trio
+
+from edgeorch.errors import InvalidRequestError, NotFoundError
+from edgeorch.model import Caller, Task, TaskSpec, TaskState, Written, origin_of
+from edgeorch.rest.backend import Backend, Idempotency, Submission
+from edgeorch.rest.decode import InvalidValueError, submissions_of
+from edgeorch.rest.routes import (
+    IDEMPOTENCY_KEY,
+    PREFER,
+    Answer,
+    Asked,
+    Route,
+    Shown,
+    answer,
+    key_of,
+)
+from edgeorch.rest.views import (
+    RankingDocument,
+    TaskDocument,
+    TaskPageDocument,
+    TasksDocument,
+    page_document,
+    ranking_document,
+    task_document,
+)
+from edgeorch.store import TaskFilter
+
+MAX_WAIT_S = 3600.0
+_WAIT = re.compile(
+    r'(?:^|[,;])\s*wait\s*=\s*"?(?P<seconds>\d{1,9}(?:\.\d{1,9})?)"?\s*(?=[,;]|$)', re.IGNORECASE
+)
+
+
+class SubmitQuery(Written, frozen=True, kw_only=True):
+    """How to submit."""
+
+    dry_run: Annotated[
+        bool, msgspec.Meta(description="Answer the ranking and keep nothing; for one spec.")
+    ] = False
+
+
+class ListQuery(Written, frozen=True, kw_only=True):
+    """Which tasks to list."""
+
+    state: Annotated[tuple[TaskState, ...], msgspec.Meta(description="Any of these states.")] = ()
+    name: Annotated[str, msgspec.Meta(description="Tasks of this name.", max_length=128)] = ""
+    node: Annotated[
+        str,
+        msgspec.Meta(description="Tasks whose newest attempt is on this node (id or name).", max_length=128),
+    ] = ""
+    parent: Annotated[str, msgspec.Meta(description="Children of this task.", max_length=64)] = ""
+    limit: Annotated[int, msgspec.Meta(description="At most so many.", ge=1, le=1000)] = 100
+    cursor: Annotated[str, msgspec.Meta(description="Where the page before ended.", max_length=64)] = ""
+    local: Annotated[bool, msgspec.Meta(description="Only tasks that this node accepted.")] = False
+
+
+class TaskRoutes:
+    """Serves ``/api/v1/tasks``."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def submit(self, asked: Asked) -> Answer:
+        """Accept one spec or a list of them, or explain what would be chosen."""
+        submissions, batch = submissions_of(asked.body)
+        if asked.query.dry_run:
+            return await self._explain(submissions, batch=batch, caller=asked.caller)
+        key = key_of(asked.headers)
+        idempotency = Idempotency(key=key, body=hashlib.sha256(asked.body).digest()) if key else None
+        tasks = await self._backend.submit(submissions, asked.caller, idempotency)
+        seconds = wait_of(asked)
+        if seconds is not None:
+            tasks = await self._wait(tasks, asked.caller, seconds)
+        ended = seconds is not None and all(task.state.terminal for task in tasks)
+        headers = {} if seconds is None else {"Preference_Applied": f"wait={seconds:g}"}
+        shown = tuple(task_document(task, asked.caller) for task in tasks)
+        if batch:
+            return answer(TasksDocument(tasks=shown), 200 if ended else 202, **headers)
+        return answer(shown[0], 200 if ended else 202, Location=f"/api/v1/tasks/{shown[0].id}", **headers)
+
+    async def page(self, asked: Asked) -> Answer:
+        """A page of tasks."""
+        query: ListQuery = asked.query
+        for name in ("cursor", "parent"):
+            if given := getattr(query, name):
+                _check_id(given, name)
+        which = TaskFilter(
+            states=query.state,
+            name=query.name or None,
+            node=self._backend.node(query.node).peer.info.id if query.node else None,
+            parent=query.parent or None,
+            before=query.cursor or None,
+            limit=query.limit,
+        )
+        page = await self._backend.tasks(which, asked.caller, local=query.local)
+        return answer(page_document(page, asked.caller, query.limit))
+
+    async def read(self, asked: Asked) -> Answer:
+        """One task; ``Prefer: wait`` waits for its end."""
+        task_id = task_id_of(asked)
+        seconds = wait_of(asked)
+        if seconds is None:
+            return answer(task_document(await self._backend.task(task_id, asked.caller), asked.caller))
+        task = await self._backend.wait(task_id, asked.caller, seconds)
+        return answer(task_document(task, asked.caller), Preference_Applied=f"wait={seconds:g}")
+
+    async def cancel(self, asked: Asked) -> Answer:
+        """Begin to cancel."""
+        task = await self._backend.cancel(task_id_of(asked), asked.caller)
+        return answer(task_document(task, asked.caller), 202)
+
+    async def _explain(self, submissions: list[Submission], *, batch: bool, caller: Caller) -> Answer:
+        if batch:
+            raise InvalidRequestError("dry_run takes one task, not a list", hint="send the spec without [ ]")
+        return answer(ranking_document(await self._backend.explain(submissions[0].spec, caller)))
+
+    async def _wait(self, tasks: tuple[Task, ...], caller: Caller, seconds: float) -> tuple[Task, ...]:
+        until = trio.current_time() + seconds
+        return tuple(
+            [
+                await self._backend.wait(task.id, caller, max(0.0, until - trio.current_time()))
+                for task in tasks
+            ]
+        )
+
+    def routes(self) -> tuple[Route, ...]:
+        """The table."""
+        return (
+            Route(
+                "POST",
+                "/api/v1/tasks",
+                "submitTask",
+                "submit",
+                self.submit,
+                "Submit a task, or a list of tasks in one transaction",
+                {
+                    202: Shown("Accepted: it survives a crash of this node.", (TaskDocument, TasksDocument)),
+                    200: Shown(
+                        "With ``Prefer: wait``: ended. With ``dry_run``: the ranking.",
+                        (TaskDocument, TasksDocument, RankingDocument),
+                    ),
+                },
+                problems=(403, 422, 507, 503),
+                query=SubmitQuery,
+                headers=(IDEMPOTENCY_KEY, PREFER),
+                body=TaskSpec | list[TaskSpec],
+                tag="tasks",
+            ),
+            Route(
+                "GET",
+                "/api/v1/tasks",
+                "listTasks",
+                "read",
+                self.page,
+                "Tasks of the fleet, newest first",
+                {200: Shown("A page.", TaskPageDocument)},
+                problems=(404,),
+                query=ListQuery,
+                tag="tasks",
+                description="``submit`` tokens see their own tasks only.",
+            ),
+            Route(
+                "GET",
+                "/api/v1/tasks/{id}",
+                "readTask",
+                "read",
+                self.read,
+                "One task, whichever node accepted it",
+                {200: Shown("The task.", TaskDocument)},
+                problems=(404, 503),
+                headers=(PREFER,),
+                tag="tasks",
+            ),
+            Route(
+                "DELETE",
+                "/api/v1/tasks/{id}",
+                "cancelTask",
+                "submit",
+                self.cancel,
+                "Cancel a task",
+                {202: Shown("It is being cancelled, or has ended already.", TaskDocument)},
+                problems=(404, 503, 507),
+                tag="tasks",
+            ),
+        )
+
+
+def task_id_of(asked: Asked) -> str:
+    """The id in the path.
+
+    Raises:
+        NotFoundError: it cannot be one.
+    """
+    task_id = asked.path["id"]
+    try:
+        origin_of(task_id)
+    except ValueError:
+        raise NotFoundError(f"there is no task {task_id!r}", hint="`edgeorch tasks` lists them") from None
+    return task_id
+
+
+def wait_of(asked: Asked) -> float | None:
+    """The seconds of ``Prefer: wait``, an hour at most; None without one that can be read (RFC 7240)."""
+    found = _WAIT.search(asked.headers.get("prefer", ""))
+    return min(float(found["seconds"]), MAX_WAIT_S) if found else None
+
+
+def _check_id(text: str, name: str) -> None:
+    try:
+        origin_of(text)
+    except ValueError:
+        raise InvalidValueError(f"query parameter {name}: {text!r} is not a task id", path=name) from None
