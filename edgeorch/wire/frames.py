@@ -94,11 +94,6 @@ class FrameBuffer:
         self._rest = bytearray()
         self._need = 4
 
-    @property
-    def empty(self) -> bool:
-        """Whether no part of a frame waits for the rest of it."""
-        return not self._rest
-
     def feed(self, data: bytes | bytearray) -> Iterator[Frame]:
         """Take bytes, give the frames that are now complete; to be exhausted before the next call.
 
