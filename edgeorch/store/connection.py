@@ -16,7 +16,7 @@ _SHARED = {
     sqlite3.SQLITE_CORRUPT: ("the database is damaged", "restart the node: it carries over what can be read"),
     sqlite3.SQLITE_NOTADB: ("the database is damaged", "restart the node: it carries over what can be read"),
 }
-_FULL = ("the disk is full", "free some space; the node goes on by itself")
+_FULL = ("the disk is full", "free some space on the node")
 DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 

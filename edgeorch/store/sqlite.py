@@ -8,6 +8,7 @@ flushes. A call alone costs one hop to the thread and back.
 import queue
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -29,10 +30,12 @@ from edgeorch.store import (
     events_of,
     rows,
 )
-from edgeorch.store.connection import hits_everyone, storage_error, storage_errors
+from edgeorch.store.connection import code_of, hits_everyone, storage_error, storage_errors
 from edgeorch.store.opening import Database, open_database
 
 T = TypeVar("T")
+_MAX = (1 << 63) - 1
+"""The largest number that SQLite compares with; a caller's may be larger."""
 _PRUNE_STEP = 200
 """Tasks forgotten per transaction, so that a large clean-up does not hold up commits."""
 
@@ -43,7 +46,7 @@ class _Call:
 
     statements: list[rows.Statement]
     numbers: list[int] = field(default_factory=list)
-    error: BaseException | None = None
+    error: Exception | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
 
@@ -81,6 +84,8 @@ class SqliteStore:
         self._database: Database | None = None
         self._closed = True
         self._commits = self._answered = self._transactions = self._failures = 0
+        self.problem = ""
+        """Why the newest commit failed; empty when it did not."""
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the database, commit what is asked for, and close it when cancelled.
@@ -145,9 +150,12 @@ class SqliteStore:
         self._queue.put(call)
         await call.done.wait()
         if isinstance(call.error, sqlite3.Error):
-            raise storage_error(call.error) from call.error
+            error = storage_error(call.error)
+            self.problem = error.detail
+            raise error from call.error
         if call.error is not None:
             raise call.error
+        self.problem = ""
         return call.numbers
 
     async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
@@ -190,7 +198,9 @@ class SqliteStore:
         """See ``TaskStore``."""
         where, values = ("task = ? AND ", (task_id,)) if task_id is not None else ("", ())
         sql = f"SELECT seq, body FROM events WHERE {where}seq > ? ORDER BY seq LIMIT ?"  # noqa: S608  our own words
-        return await self._read(lambda db: rows.events(db.execute(sql, (*values, after, max(limit, 0)))))
+        return await self._read(
+            lambda db: rows.events(db.execute(sql, (*values, min(after, _MAX), max(limit, 0))))
+        )
 
     async def callbacks(self) -> list[Callback]:
         """See ``TaskStore``."""
@@ -277,7 +287,7 @@ def _all(
     return rows.decode_all(decoder, connection.execute(sql, values))
 
 
-def _apply(connection: sqlite3.Connection, calls: list[_Call]) -> int:
+def _apply(connection: sqlite3.Connection, calls: list[_Call], *, again: bool = False) -> int:
     """Commit the calls together, or, where one of them cannot be stored, each by itself.
 
     A failed statement may end the whole transaction (sqlite.org/lang_transaction.html, "response to errors"),
@@ -286,9 +296,9 @@ def _apply(connection: sqlite3.Connection, calls: list[_Call]) -> int:
     Returns:
         Transactions used.
     """
-    begun = False
     if not calls:
         return 0
+    begun = False
     try:
         connection.execute("BEGIN IMMEDIATE")
         begun = True
@@ -300,16 +310,21 @@ def _apply(connection: sqlite3.Connection, calls: list[_Call]) -> int:
                 if sql is rows.PUT_EVENT:
                     call.numbers.append(cursor.lastrowid or 0)
         connection.execute("COMMIT")
-    except BaseException as error:  # noqa: BLE001  handed to the callers, who raise it
-        if connection.in_transaction:
-            try:
-                connection.execute("ROLLBACK")
-            except sqlite3.Error as second:
-                second.__context__ = error
-                error = second
-        if not begun or len(calls) == 1 or hits_everyone(error):
-            for call in calls:
-                call.error = error
-            return 1
-        return sum(_apply(connection, [call]) for call in calls)
+    except (sqlite3.Error, ValueError, OverflowError) as error:
+        _roll_back(connection)
+        if code_of(error) == sqlite3.SQLITE_FULL and not again:
+            # The log starts anew once the database has taken it over; that may be all the space needed.
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return 1 + _apply(connection, calls, again=True)
+        if begun and len(calls) > 1 and not hits_everyone(error):
+            return 1 + sum(_apply(connection, [call], again=again) for call in calls)
+        for call in calls:
+            call.error = error
     return 1
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        with suppress(sqlite3.Error):  # the first error is the one to tell
+            connection.execute("ROLLBACK")

@@ -151,6 +151,7 @@ async def test_events_are_numbered_in_order_and_a_number_never_comes_again(store
     assert await store.events(IDS[1], 0, 10) == [first[1]]
     assert await store.events(None, 1, 10) == [first[1]]
     assert await store.events(None, 0, 1) == [first[0]]
+    assert await store.events(None, 1 << 70, 10) == []
     await store.commit([DropTask(task_id=IDS[0]), DropTask(task_id=IDS[1])])
     assert await store.events(None, 0, 10) == []
     assert await store.task(IDS[0]) is None
