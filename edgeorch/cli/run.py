@@ -135,8 +135,10 @@ class _Session:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_signals, signals, nursery)
-                self._task_id = (await self._client.submit(spec)).id
-                self._talk.say(f"task {self._task_id}")
+                task = await self._client.submit(spec)
+                self._task_id = task.id
+                self._talk.say(f"task {task.id}")
+                self._talk.about(task)
                 nursery.start_soon(self._watch_events)
                 await self._print_output(trio.CapacityLimiter(1))
                 ended.append(await self._client.wait(self._task_id))

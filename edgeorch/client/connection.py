@@ -72,12 +72,19 @@ def request_of(
 def gone(endpoint: Endpoint, error: httpx2.TransportError) -> NodeUnreachableError:
     """A connection that cannot be made or broke, as an error with what to do."""
     sent = not isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout))
-    reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or {
-        "ConnectTimeout": "no connection",
-        "ReadTimeout": "no answer in time",
-    }.get(type(error).__name__, type(error).__name__)
     hint = "is the node running, and is this its address (--url, EDGEORCH_URL)?"
-    if "CERTIFICATE_VERIFY_FAILED" in reason:
-        reason = reason.partition("CERTIFICATE_VERIFY_FAILED] ")[2].partition(" (_ssl")[0]
-        hint = "give the fleet's CA file with --ca or EDGEORCH_CA, and an address that the certificate names"
+    cause: BaseException | None = error
+    reason = ""
+    # On Trio the sentence is somewhere down the chain of causes.
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            reason = cause.verify_message
+            hint = (
+                "give the fleet's CA file with --ca or EDGEORCH_CA, and an address that the certificate names"
+            )
+            break
+        reason = reason or re.sub(r"^\[Errno -?\d+\] ", "", str(cause))
+        cause = cause.__cause__ or cause.__context__
+    if not reason:
+        reason = "no answer in time" if isinstance(error, httpx2.TimeoutException) else type(error).__name__
     return NodeUnreachableError(f"{endpoint.url} does not answer: {reason}", hint=hint, sent=sent)

@@ -1,5 +1,6 @@
 """The client on Trio."""
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, Self, TypeVar, cast
@@ -202,11 +203,20 @@ class _Answer:
 
     async def open(self, call: Call) -> None:
         await self.close()
-        self._response = got = await self._http.send(request_of(self._http, call, stream=True), stream=True)
+        got = await self._http.send(request_of(self._http, call, stream=True), stream=True)
         if got.is_error:
             raise error_of(Reply(got.status_code, got.headers, await got.aread()))
-        self.chunks = got.aiter_bytes()
+        self._response, self.chunks = got, got.aiter_bytes()
 
     async def close(self) -> None:
-        if self._response is not None:
-            await self._response.aclose()
+        """Leave the answer, read to its end or not."""
+        response, self._response = self._response, None
+        if response is None:
+            return
+        # httpx2 reads through generators inside generators, and only a cancelled read unwinds all of them;
+        # closing the outer one leaves the inner ones to the garbage collector.
+        with trio.CancelScope() as scope, contextlib.suppress(httpx2.TransportError):
+            scope.cancel()
+            async for _ in self.chunks:
+                pass
+        await response.aclose()
