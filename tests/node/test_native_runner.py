@@ -1,0 +1,197 @@
+"""The runner process by itself: its socket, its users, its end."""
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from edgeorch.runner import protocol
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class Runner:
+    """A runner and a plain blocking client."""
+
+    def __init__(self, folder, *options):
+        self.folder = folder
+        self.path = folder / "runner.sock"
+        argv = [sys.executable, "-m", "edgeorch.runner", "--socket", str(self.path)]
+        argv += ["--work-dir", str(folder / "tasks"), "--grace-s", "0.2", *options]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.said = self.process.stdout.readline()
+
+    def connect(self):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        sock.connect(str(self.path))
+        return Client(sock)
+
+    def end(self):
+        self.process.terminate()
+        self.process.wait(20)
+        errors = self.process.stderr.read()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return errors
+
+
+class Client:
+    def __init__(self, sock):
+        self.sock = sock
+        self.inbox = protocol.replies()
+        self.waiting = []
+
+    def send(self, message):
+        self.sock.sendall(protocol.encode(message))
+
+    def receive(self):
+        while not self.waiting:
+            data = self.sock.recv(65536)
+            if not data:
+                return None
+            self.waiting += self.inbox.feed(data)
+        return self.waiting.pop(0)
+
+
+@pytest.fixture
+def runner(tmp_path):
+    made = Runner(tmp_path)
+    yield made
+    made.end()
+
+
+def start(client, key, *argv):
+    client.send(protocol.Start(id=1, key=key, argv=argv, env={}, output_max=1000))
+    return client.receive()
+
+
+def test_welcome_says_who_runs_services(runner):
+    assert runner.said == "listening\n"
+    assert runner.path.stat().st_mode & 0o777 == 0o660
+    client = runner.connect()
+    welcome = client.receive()
+    assert (welcome.pid, welcome.uid) == (runner.process.pid, os.getuid())
+    client.sock.close()
+
+
+@pytest.mark.parametrize("data", [b"\xff" * 50, struct.pack(">I", 4) + b"junk", b"GET / HTTP/1.1\r\n\r\n"])
+def test_garbage_ends_that_connection_only(runner, data):
+    good, bad = runner.connect(), runner.connect()
+    assert good.receive()
+    assert bad.receive()
+    bad.sock.sendall(data)
+    assert bad.receive() is None
+    assert isinstance(start(good, "a.1", "true"), protocol.Started)
+    assert good.receive().key == "a.1"
+    for client in (good, bad):
+        client.sock.close()
+
+
+def test_every_daemon_hears_of_an_exit(runner):
+    first, second = runner.connect(), runner.connect()
+    assert first.receive()
+    assert second.receive()
+    start(first, "a.1", "false")
+    assert (
+        first.receive()
+        == second.receive()
+        == protocol.Exited(
+            key="a.1", ended=protocol.Ended(exit_code=1, cause="failed", reason="exited with code 1")
+        )
+    )
+    for client in (first, second):
+        client.sock.close()
+
+
+def test_a_long_list_comes_in_parts(tmp_path):
+    for number in range(2 * protocol.LIST_CHUNK):
+        (tmp_path / f"tasks/a.{number}/work").mkdir(parents=True)
+    runner = Runner(tmp_path)
+    client = runner.connect()
+    assert client.receive()
+    client.send(protocol.List(id=7))
+    parts = [client.receive(), client.receive()]
+    assert [part.more for part in parts] == [True, False]
+    assert len({each.key for part in parts for each in part.attempts}) == 2 * protocol.LIST_CHUNK
+    client.sock.close()
+    runner.end()
+
+
+def test_sigterm_ends_what_runs_and_records_it(runner):
+    client = runner.connect()
+    client.receive()
+    folder = start(client, "a.1", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done").folder
+    runner.process.send_signal(signal.SIGTERM)
+    ended = client.receive().ended
+    assert ended.cause == "node_lost"
+    assert client.receive() is None
+    assert runner.process.wait(20) == 0
+    assert not runner.path.exists()
+    assert (Path(folder) / "exit").exists()
+    client.sock.close()
+
+
+def test_a_lonely_runner_ends(tmp_path):
+    runner = Runner(tmp_path, "--linger-s", "0.2")
+    client = runner.connect()
+    client.receive()
+    start(client, "a.1", "sleep", "1000")
+    client.sock.close()
+    assert runner.process.wait(20) == 0
+    assert (tmp_path / "tasks/a.1/exit").exists()
+    assert "no daemon has come back" in runner.end()
+
+
+def test_a_socket_that_a_dead_runner_left_is_replaced(runner, tmp_path):
+    runner.process.kill()
+    runner.process.wait()
+    assert runner.path.exists()
+    second = Runner(tmp_path)
+    assert second.said == "listening\n"
+    assert second.end() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--allow", "no-such-user-here"], "no such user"),
+        (["--socket", "/" + "x" * 200], "AF_UNIX path too long"),
+        (["--work-dir", "/proc/nothing"], "/proc/nothing"),
+    ],
+)
+def test_what_cannot_start_says_one_sentence(tmp_path, options, words):
+    runner = Runner(tmp_path, *options)
+    assert runner.said == ""
+    assert runner.process.wait(20) == 78
+    errors = runner.end()
+    assert words in errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user: sudo make test")
+def test_other_users_are_refused():
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    runner = Runner(folder)
+    runner.path.chmod(0o666)
+    code = (
+        "import os, socket, sys; os.setgid(65534); os.setuid(65534)\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(1000)); print(s.recv(1000))"
+    )
+    argv = [sys.executable, "-c", code, str(runner.path)]
+    try:
+        said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        assert "does not serve user 65534" in said
+        assert said.endswith("b''\n")
+    finally:
+        errors = runner.end()
+        shutil.rmtree(folder)
+    assert "refused a connection of user 65534" in errors
