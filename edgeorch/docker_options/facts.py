@@ -1,0 +1,92 @@
+"""What a container wants from its host, read off its options: the input of the node's policy."""
+
+from typing import Any
+
+from edgeorch.docker_options.values import Values
+from edgeorch.model import ContainerFacts
+
+_HARMLESS_SECURITY = frozenset(
+    {"no-new-privileges", "no-new-privileges=true", "no-new-privileges:true", "seccomp=builtin"}
+)
+_LOCAL_LOG_DRIVERS = frozenset({"", "json-file", "local", "journald", "none"})
+_NO_BACKING = frozenset({"tmpfs"})
+
+
+def facts_of(values: Values, body: dict[str, Any]) -> ContainerFacts:
+    """Collect the facts. ``body`` is what ``parse`` made of ``values``."""
+    host = body["HostConfig"]
+    mounted, other = _mounts(host["Mounts"])
+    binds = [text.partition(":")[0] for text in host["Binds"] or () if text.startswith("/")]
+    security = values.all("security-opt")
+    return ContainerFacts(
+        binds=(*binds, *mounted),
+        privileged=host["Privileged"],
+        namespaces=tuple(_namespaces(host)),
+        capabilities=tuple(values.all("cap-add")),
+        devices=(*values.all("device"), *_written(values, "device-cgroup-rule", "gpus")),
+        security_opts=tuple(text for text in security if text not in _HARMLESS_SECURITY),
+        other=(*other, *_other(values, host)),
+        option_files=(*values.all("env-file"), *values.all("label-file"), *_profiles(security)),
+    )
+
+
+def _written(values: Values, *names: str) -> tuple[str, ...]:
+    return tuple(f"--{name} {text}" for name in names for text in values.all(name))
+
+
+def _namespaces(host: dict[str, Any]) -> list[str]:
+    modes = {
+        "network": host["NetworkMode"],
+        "pid": host["PidMode"],
+        "ipc": host["IpcMode"],
+        "uts": host["UTSMode"],
+        "userns": host["UsernsMode"],
+    }
+    shared = ((name, mode) for name, mode in modes.items() if mode == "host" or mode.startswith("container:"))
+    return [f"--{name} {mode}" for name, mode in shared]
+
+
+def _mounts(wanted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Host paths behind ``--mount``, and what else is odd about it."""
+    paths: list[str] = []
+    other: list[str] = []
+    for mount in wanted:
+        if mount["Type"] == "bind":
+            paths.append(_absolute(mount.get("Source", "")))
+        elif mount["Type"] not in ("volume", "tmpfs"):
+            other.append(f"--mount type={mount['Type']}")
+        driver = mount.get("VolumeOptions", {}).get("DriverConfig", {})
+        if driver.get("Name", "") not in ("", "local"):
+            other.append(f"--mount volume-driver={driver['Name']}")
+        # the local driver mounts whatever its options name: a folder of the host, a disk, a network share
+        options = driver.get("Options", {})
+        kind = options.get("type", "")
+        if options.get("device") and (kind not in _NO_BACKING or "bind" in options.get("o", "")):
+            paths.append(_absolute(options["device"]))
+            if kind not in ("", "none"):
+                other.append(f"--mount volume-opt=type={kind}")
+    return paths, other
+
+
+def _absolute(path: str) -> str:
+    """The Engine's own working folder is the root."""
+    return path if path.startswith("/") else f"/{path}"
+
+
+def _other(values: Values, host: dict[str, Any]) -> list[str]:
+    found = list(_written(values, "volumes-from", "cgroup-parent", "runtime", "volume-driver"))
+    if host["LogConfig"]["Type"] not in _LOCAL_LOG_DRIVERS:
+        found.append(f"--log-driver {host['LogConfig']['Type']}")
+    if host["OomKillDisable"]:
+        found.append("--oom-kill-disable")
+    if host["OomScoreAdj"] < 0:
+        found.append(f"--oom-score-adj {host['OomScoreAdj']}")
+    if host["CpuRealtimeRuntime"]:
+        found.append(f"--cpu-rt-runtime {host['CpuRealtimeRuntime']}")
+    return found
+
+
+def _profiles(security: list[str]) -> list[str]:
+    """Files named by ``--security-opt seccomp=FILE``."""
+    pairs = (text.partition("=" if "=" in text else ":") for text in security)
+    return [value for key, _, value in pairs if key == "seccomp" and value not in ("unconfined", "builtin")]
