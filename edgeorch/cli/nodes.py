@@ -52,7 +52,7 @@ def row_of(node: Node) -> tuple[str, ...]:
     return (
         node.name + ("*" if node.is_self else ""),
         node.state,
-        f"{node.score.value:.1f}",
+        f"{node.score.value:.3g}",
         f"{node.slots_used}/{node.slots}",
         ", ".join(drivers) or "-",
         node.arch,

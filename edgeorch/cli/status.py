@@ -69,7 +69,7 @@ def _show(nodes: Sequence[Node], counts: Counter[str], waiting: list[str], probl
     click.echo(f"tasks: {tasks or 'none'}")
     click.echo()
     rows = [
-        (node.name, node.state, f"{node.score.value:.1f}", f"{node.slots_used}/{node.slots}")
+        (node.name, node.state, f"{node.score.value:.3g}", f"{node.slots_used}/{node.slots}")
         for node in nodes
     ]
     show.table(("NODE", "STATE", "SCORE", "SLOTS"), rows)

@@ -51,7 +51,7 @@ def ranking_rows(ranking: tuple[Ranked, ...]) -> list[tuple[Any, ...]]:
         (
             line.node_name or line.node,
             line.driver or "-",
-            "-" if line.refusal else f"{line.score.value:.1f}",
+            "-" if line.refusal else f"{line.score.value:.3g}",
             line.refusal or ", ".join(line.score.reasons),
         )
         for line in ranking

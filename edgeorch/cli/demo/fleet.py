@@ -26,7 +26,7 @@ MEMBERS = (("kitchen", "127.0.0.1"), ("garage", "127.0.0.2"), ("attic", "127.0.0
 API_PORT, WIRE_PORT = 56001, 56002
 START_S = 20.0
 STOP_S = 8.0
-LOG_LINES = 8
+LOG_LINES = 100 if os.environ.get("EDGEORCH_DEBUG") else 8
 LOOK_S = 0.1
 """Membership has no event that a caller could wait for, so the fleet is looked at this often."""
 
@@ -240,10 +240,12 @@ async def _raise_at_end(member: Member) -> None:
 
 def _clean_environment() -> dict[str, str]:
     """Ours, without settings that would reach into the nodes."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("EDGEORCH_")}
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "INVOCATION_ID"):
-        kept.pop(name, None)
-    return kept
+    ours = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "INVOCATION_ID")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ours and (name == "EDGEORCH_DEBUG" or not name.startswith("EDGEORCH_"))
+    }
 
 
 def _free_port(address: str, wanted: int) -> int:

@@ -14,9 +14,11 @@ from edgeorch.cli.demo.fleet import Fleet
 from edgeorch.cli.demo.receiver import Receiver
 from edgeorch.cli.printing import Printer
 from edgeorch.cli.submit import ranking_rows
+from edgeorch.client.answers import Ranked
 from edgeorch.client.calls import TaskFilter
 from edgeorch.client.trio_client import AsyncClient
 from edgeorch.errors import EdgeorchError
+from edgeorch.scheduler import NEAR
 
 STORY_S = 25.0
 ENDED = {"Finished", "Failed"}
@@ -88,8 +90,7 @@ async def _tell(fleet: Fleet, wanted: Wanted, receiver: Receiver) -> int:
             raise EdgeorchError(
                 f"{asked.name} refused the example: {answer.get('Message')}", hint=answer.get("Detail", "")
             )
-        _title("Who was chosen, and why")
-        show.table(("NODE", "DRIVER", "SCORE", "WHY"), ranking_rows(ranking))
+        await _show_choice(client, task_id, ranking)
         await _show_output(client, task_id)
         _title(f"Callbacks that arrived at {url}")
         await _show_callbacks(receiver, task_id)
@@ -105,6 +106,17 @@ async def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     async with httpx2.AsyncClient(trust_env=False) as http:
         got = await http.post(f"{url}/api/v1/orchestration/services", json=body, timeout=10)
         return cast("dict[str, Any]", got.json())
+
+
+async def _show_choice(client: AsyncClient, task_id: str, ranking: tuple[Ranked, ...]) -> None:
+    """The ranking as it was just before, with the node that took the task."""
+    attempt = (await client.task(task_id)).current
+    chosen = attempt.node_name if attempt else ""
+    _title("Who was chosen, and why")
+    rows = [(f"{name} (chosen)" if name == chosen else name, *rest) for name, *rest in ranking_rows(ranking)]
+    show.table(("NODE", "DRIVER", "SCORE", "WHY"), rows)
+    if chosen and ranking and chosen != ranking[0].node_name:
+        click.echo(f"The POST ranks anew, and scores within {NEAR:.0%} of the best count as equal.")
 
 
 async def _show_output(client: AsyncClient, task_id: str) -> None:
