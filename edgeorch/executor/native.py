@@ -210,7 +210,6 @@ class NativeDriver:
                 lost = EdgeorchError(str(error), hint="systemctl status edgeorch-runner")
             except StartError as error:
                 lost = error
-            log.warning("no runner of native services", reason=str(lost), retry_s=retry_s)
             self._set_available(Available(reason=lost.detail, hint=lost.hint))
             # A connection that stood for a while starts the series anew.
             if trio.current_time() - began > LAST_RETRY_S:
@@ -285,6 +284,10 @@ class NativeDriver:
 
     def _set_available(self, available: Available) -> None:
         if available != self._available:
+            if available.reason:
+                log.warning("no runner of native services", reason=available.reason, hint=available.hint)
+            else:
+                log.info("runner of native services connected", version=available.version)
             self._available = available
             self._changed.set()
             self._changed = trio.Event()

@@ -173,14 +173,18 @@ class Attempts:
         if not self._changed:
             return
         self._changed = False
-        self._reap()
+        childless = self._reap()
         ending = [
             attempt for attempt in self._live.values() if attempt.family.ending and not attempt.draining
         ]
         members: dict[str, list[tree.Process]] = {}
         ours = self._mains.keys() | self._helpers
         # The usual case, a service that ended and left nothing behind, needs no look at the process table.
-        if ending and (any(each.family.main for each in ending) or tree.has_other_children(ours)):
+        if (
+            ending
+            and not childless
+            and (any(each.family.main for each in ending) or tree.has_other_children(ours))
+        ):
             families = [attempt.family for attempt in self._live.values()]
             members = tree.assign(tree.snapshot(), os.getpid(), families, self._helpers)
         for attempt in ending:
@@ -191,14 +195,15 @@ class Attempts:
     def _look_again(self) -> None:
         self._changed = True
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Collect what has died; whether no child at all is left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return True
             if pid == 0:
-                return
+                return False
             self._helpers.discard(pid)
             attempt = self._mains.pop(pid, None)
             if attempt is not None:
@@ -283,9 +288,10 @@ class Attempts:
         ended = _ended(attempt)
         if attempt.group is not None:
             attempt.group.remove()
-        self._records.close(attempt.key, ended)
         self._ended[attempt.key] = ended
+        # Told before it is written: a disk that is busy with somebody's fsync would delay every exit.
         self._on_exit(attempt.key, ended)
+        self._records.close(attempt.key, ended)
         for then in attempt.then:
             then()
         if self._shutdown is not None:

@@ -42,7 +42,7 @@ class Cgroups:
         """Step down into a leaf, as only leaves hold processes, and hand the controllers to the leaves."""
         home = root / _HOME
         try:
-            offered = (root / "cgroup.controllers").read_text(encoding="ascii").split()
+            offered = (root / "cgroup.controllers").read_text(encoding="utf-8").split()
             wanted = [name for name in _CONTROLLERS if name in offered]
             if not wanted:
                 return ()
@@ -52,7 +52,7 @@ class Cgroups:
             return ()
         try:
             (root / "cgroup.subtree_control").write_text(
-                " ".join(f"+{name}" for name in wanted), encoding="ascii"
+                " ".join(f"+{name}" for name in wanted), encoding="utf-8"
             )
         except OSError:
             # Others live in this group (a login session, a service without Delegate=): leave it as it was.
@@ -81,7 +81,7 @@ class Cgroups:
         group = Group(self._root / f"attempt-{key}")
         group.path.mkdir(exist_ok=True)
         for name, value in limits.items():
-            (group.path / name).write_text(value, encoding="ascii")
+            (group.path / name).write_text(value, encoding="utf-8")
         _enter(group.path)
         try:
             yield group
@@ -98,13 +98,13 @@ class Group:
     def kill(self) -> None:
         """SIGKILL everything in it at once (cgroup.kill, Linux 5.14)."""
         with contextlib.suppress(OSError):
-            (self.path / "cgroup.kill").write_text("1", encoding="ascii")
+            (self.path / "cgroup.kill").write_text("1", encoding="utf-8")
 
     @property
     def out_of_memory(self) -> bool:
         """Whether the kernel killed something here for want of memory."""
         try:
-            events = (self.path / "memory.events").read_text(encoding="ascii")
+            events = (self.path / "memory.events").read_text(encoding="utf-8")
         except OSError:
             return False
         return any(line.startswith("oom_kill ") and line != "oom_kill 0" for line in events.splitlines())
@@ -116,4 +116,4 @@ class Group:
 
 
 def _enter(group: Path) -> None:
-    (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    (group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Start one program: look it up, give it a clean environment, posix_spawn it."""
 
 import errno
+import functools
 import os
 import pwd
 import resource
@@ -29,13 +30,18 @@ class SpawnError(Exception):
 
 def environment(own: Mapping[str, str], asked: Mapping[str, str], work: Path) -> dict[str, str]:
     """The service's whole environment: a few plain variables, what was asked for, and the work folder."""
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
+    user = _user()
     plain = {name: own[name] for name in _PASSED_ON if name in own}
     plain |= {"PATH": own.get("PATH") or DEFAULT_PATH, "HOME": str(work), "USER": user, "LOGNAME": user}
     return {**plain, **asked, WORK_VARIABLE: str(work)}
+
+
+@functools.cache
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def marker(work: Path) -> bytes:

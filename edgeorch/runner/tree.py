@@ -87,7 +87,7 @@ def has_other_children(known: Collection[int]) -> bool:
     me = os.getpid()
     try:
         # Exact here: children leave this list only by our own reaping (CONFIG_PROC_CHILDREN, proc(5)).
-        children = Path(f"/proc/{me}/task/{me}/children").read_text(encoding="ascii")
+        children = Path(f"/proc/{me}/task/{me}/children").read_text(encoding="utf-8")
     except FileNotFoundError:
         return True
     return any(int(pid) not in known for pid in children.split())

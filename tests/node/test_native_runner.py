@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from edgeorch.executor.driver import Launch
+from edgeorch.executor.native import NativeDriver
+from edgeorch.model import NativeService
 from edgeorch.runner import protocol
 
 pytestmark = pytest.mark.timeout(60)
@@ -20,10 +23,10 @@ pytestmark = pytest.mark.timeout(60)
 class Runner:
     """A runner and a plain blocking client."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, program=("-m", "edgeorch.runner")):
         self.folder = folder
         self.path = folder / "runner.sock"
-        argv = [sys.executable, "-m", "edgeorch.runner", "--socket", str(self.path)]
+        argv = [sys.executable, *program, "--socket", str(self.path)]
         argv += ["--work-dir", str(folder / "tasks"), "--grace-s", "0.2", *options]
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.said = self.process.stdout.readline()
@@ -195,3 +198,41 @@ def test_other_users_are_refused():
         errors = runner.end()
         shutil.rmtree(folder)
     assert "refused a connection of user 65534" in errors
+
+
+def look(handle):
+    output = Path(handle.stdout)
+    return output.read_text(), output.stat().st_mode & 0o777, output.parent.stat().st_mode & 0o7777
+
+
+DROPPED = """
+import ctypes, os, sys
+import edgeorch.runner.__main__ as runner
+runner._parser()  # loads what is loaded late: the other user may not read this interpreter
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/self is its own again, as after an exec
+sys.exit(runner.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user: sudo make test")
+async def test_a_runner_with_a_user_of_its_own(nursery):
+    folder = Path(tempfile.mkdtemp())
+    os.chown(folder, 65534, 65534)
+    (folder / "tasks").mkdir()
+    os.chown(folder / "tasks", 65534, 65534)
+    (folder / "tasks").chmod(0o2770)
+    runner = Runner(folder, program=["-c", DROPPED])
+    try:
+        driver = NativeDriver(socket=runner.path, work_dir=folder, run_dir=folder)
+        await nursery.start(driver.run)
+        assert driver.other_user
+        service = NativeService(argv=("sh", "-c", "id -u; touch kept; cat /etc/shadow"))
+        handle = await driver.start(Launch(key="a.1", name="x", service=service, env={}, output_max=1000))
+        end = await driver.wait(handle)
+        assert end.exit_code == 1
+        assert look(handle) == ("65534\n", 0o640, 0o2770)
+        await driver.destroy(handle)
+    finally:
+        runner.end()
+        shutil.rmtree(folder)
