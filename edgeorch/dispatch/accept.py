@@ -12,13 +12,22 @@ from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.place import Placer, Plan
 from edgeorch.dispatch.requests import Idempotency, Submission
 from edgeorch.dispatch.view import View
-from edgeorch.errors import InvalidRequestError, KeyReusedError, PolicyError, StorageError, UnavailableError
+from edgeorch.errors import (
+    InvalidRequestError,
+    KeyReusedError,
+    PolicyError,
+    StorageError,
+    TooLargeError,
+    UnavailableError,
+)
 from edgeorch.executor.admission import PolicyCheck
 from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
 from edgeorch.store import PutKey, TaskChange
 
 KEY_LIFE_S = 86_400.0
 MAX_BATCH = 10_000
+MAX_SPEC = 512 << 10
+"""Bytes: an offer must fit into one frame between nodes."""
 
 
 class Acceptor:
@@ -43,6 +52,11 @@ class Acceptor:
             raise InvalidRequestError(f"{len(submissions)} tasks in one request; {MAX_BATCH} are allowed")
         for index, one in enumerate(submissions):
             where = f"$[{index}]" if len(submissions) > 1 else "$"
+            if len(one.raw) > MAX_SPEC:
+                raise TooLargeError(
+                    f"{where}: one task has {len(one.raw)} bytes; {MAX_SPEC} are allowed",
+                    hint="put large data into files or a registry, and name them in the task",
+                )
             self.validate(one.spec, caller, where)
         if idempotency is None:
             return await self._commit(submissions, caller, None)

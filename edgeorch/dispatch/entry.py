@@ -31,6 +31,7 @@ class Entry:
         expires: boot time when the newest attempt's lease runs out at the origin; infinite for local ones.
         unreachable_at: boot time when an at-most-once attempt's lease ran out.
         deadline: boot time when the task must have ended.
+        offering: whether an offer is under way: its target may not know the attempt yet.
         refused: by node id, since the last attempt that counted.
         unsaved: changes that the disk did not take; they go with the next commit.
         children: states of the children of a parent.
@@ -45,6 +46,7 @@ class Entry:
     saved: Task
     expires: float = math.inf
     unreachable_at: float | None = None
+    offering: bool = False
     refused: dict[str, Refused] = field(default_factory=dict)
     unsaved: list[TaskChange] = field(default_factory=list)
     children: dict[str, bool] = field(default_factory=dict)

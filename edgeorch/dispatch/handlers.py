@@ -4,6 +4,7 @@ A message that names a node or an attempt is checked against the sender's certif
 and find its own attempts, a target only report and renew what it was given.
 """
 
+import msgspec
 import structlog
 
 from edgeorch.dispatch.dispatch import Dispatch
@@ -11,7 +12,7 @@ from edgeorch.dispatch.nodes import STATES
 from edgeorch.dispatch.reading import may_see
 from edgeorch.errors import ForbiddenError, NotFoundError
 from edgeorch.executor.executor import Executor
-from edgeorch.model import Caller, origin_of
+from edgeorch.model import Caller, Task, origin_of
 from edgeorch.wire import From, Handlers, Sender
 from edgeorch.wire.messages import (
     CancelTask,
@@ -41,6 +42,10 @@ from edgeorch.wire.messages import (
 log = structlog.get_logger()
 
 LONGEST_WAIT_S = 3600.0
+LIST_SIZE = 768 << 10
+TASK_SIZE = 1024
+ATTEMPT_SIZE = 512
+"""Bytes: what a list of tasks may take of a frame, and what a task and an attempt take beside the spec."""
 
 
 def add_handlers(handlers: Handlers, dispatch: Dispatch, executor: Executor) -> None:
@@ -94,20 +99,29 @@ class _Asked:
         return Renewed(keys=self.dispatch.leases.heard(sender.node_id, message.keys))
 
     async def get_task(self, sender: From, message: GetTask) -> TaskFound:
-        return TaskFound(task=await self.dispatch.reader.local(message.task_id, _via(sender, message.caller)))
+        task = await self.dispatch.reader.local(message.task_id, _via(sender, message.caller))
+        return TaskFound(task=_without_tails(task))
 
     async def wait_task(self, sender: From, message: WaitTask) -> TaskFound:
         task = await self.dispatch.reader.local(message.task_id, _via(sender, message.caller))
         seconds = min(message.wait_s, LONGEST_WAIT_S)
-        return TaskFound(task=await self.dispatch.reader.until(task, seconds, lambda now: now.state.terminal))
+        task = await self.dispatch.reader.until(task, seconds, lambda now: now.state.terminal)
+        return TaskFound(task=_without_tails(task))
 
     async def list_tasks(self, sender: From, message: ListTasks) -> TasksFound:
         page = await self.dispatch.reader.tasks(message.which, _via(sender, message.caller), local=True)
-        return TasksFound(tasks=page.tasks)
+        tasks: list[Task] = []
+        size = 0
+        for task in page.tasks:
+            size += len(task.spec) + TASK_SIZE + ATTEMPT_SIZE * len(task.attempts)
+            if tasks and size > LIST_SIZE:
+                break
+            tasks.append(_without_tails(task))
+        return TasksFound(tasks=tuple(tasks), more=len(tasks) < len(page.tasks))
 
     async def cancel_task(self, sender: From, message: CancelTask) -> TaskFound:
         task = await self.dispatch.cancel_here(message.task_id, _via(sender, message.caller))
-        return TaskFound(task=task)
+        return TaskFound(task=_without_tails(task))
 
     async def change_node(self, sender: From, message: ChangeNode) -> NodeStatus:
         caller = _via(sender, message.caller)
@@ -157,6 +171,11 @@ def _check_origin(sender: From, task_id: str, claimed: str = "") -> None:
             "refused a message that speaks for another node", sender=sender.node_id, claimed=claimed or origin
         )
         raise ForbiddenError(f"node {sender.node_id} is not the origin of this task")
+
+
+def _without_tails(task: Task) -> Task:
+    """A task for another node: only the origin needs the kept output, and frames are small."""
+    return msgspec.structs.replace(task, stdout_tail=b"", stderr_tail=b"")
 
 
 def _via(sender: From, caller: Caller) -> Caller:

@@ -122,6 +122,7 @@ class Placer:
         if plan.admission is not None:
             plan.admission.reservation.release()
         self.ledger.books.release(plan.entry.task.id)
+        plan.entry.offering = False
         for child in plan.children:
             self.ledger.drop(child)
         plan.entry.children.clear()
@@ -252,6 +253,7 @@ class Placer:
         offer = self._make_offer(entry, attempt.number, remote=True)
         self.ledger.books.promise(entry.task.id, line.node, entry.spec.resources)
         entry.expires = self.seams.boottime() + self.lease.lease_s + 3
+        entry.offering = True
         changes = self.ledger.add_attempt(entry, attempt)
         return Plan(entry, changes, offer=offer, target=line.node)
 
@@ -267,6 +269,7 @@ class Placer:
                     refusal = error.detail
             except EdgeorchError as error:
                 refusal, lasting = str(error), True
+        entry.offering = False
         if answer is not None and answer.accepted:
             self.ledger.books.accepted(entry.task.id, trio.current_time())
             entry.refused.clear()

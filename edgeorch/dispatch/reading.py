@@ -92,15 +92,33 @@ class Reader:
             which = msgspec.structs.replace(which, owner=caller.token)
         found = await self.ledger.store.tasks(which)
         unreachable: list[str] = []
+        ends: list[str] = []
+
+        async def one_more(node: str, name: str) -> None:
+            answer = await self._list(node, which, caller)
+            if answer is None:
+                unreachable.append(name)
+                return
+            found.extend(answer.tasks)
+            if answer.more:
+                ends.append(answer.tasks[-1].id)
+
         if not local:
             async with trio.open_nursery() as nursery:
                 for peer in self.view.membership.snapshot().values():
                     if peer.state is PeerState.ALIVE:
-                        nursery.start_soon(self._list, peer.info.id, which, caller, found, unreachable)
+                        nursery.start_soon(one_more, peer.info.id, peer.info.name)
                     else:
                         unreachable.append(peer.info.name)
         found.sort(key=lambda task: task.id, reverse=True)
-        return TaskPage(tasks=tuple(found[: which.limit]), unreachable=tuple(sorted(unreachable)))
+        # Where a node's list was cut, what is older may be missing: the page ends there, the next goes on.
+        cut = max(ends, default="")
+        page = [task for task in found if task.id >= cut][: which.limit]
+        return TaskPage(
+            tasks=tuple(page),
+            unreachable=tuple(sorted(unreachable)),
+            more=bool(cut) or len(found) > len(page),
+        )
 
     async def children(self, task_id: str, caller: Caller) -> tuple[Task, ...]:
         """The children of a task, oldest first."""
@@ -171,19 +189,14 @@ class Reader:
             raise OriginUnreachableError(f"the task belongs to node {name}, which did not answer in time")
         return answer
 
-    async def _list(
-        self, node: str, which: TaskFilter, caller: Caller, found: list[Task], unreachable: list[str]
-    ) -> None:
+    async def _list(self, node: str, which: TaskFilter, caller: Caller) -> TasksFound | None:
         answer: TasksFound | None = None
         with trio.move_on_after(LIST_S):
             try:
                 answer = await self.peers.call(node, ListTasks(caller=self.forwarded(caller), which=which))
             except EdgeorchError as error:
                 log.debug("a node did not list its tasks", node=node, reason=str(error))
-        if answer is None:
-            unreachable.append(self.view.name_of(node))
-        else:
-            found.extend(answer.tasks)
+        return answer
 
     async def _events(self, task_id: str | None, caller: Caller, after: int) -> AsyncIterator[Event]:
         seen: dict[str, bool] = {}

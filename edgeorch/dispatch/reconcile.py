@@ -1,6 +1,6 @@
 """What this origin believes, held against what the targets know: at start, and when a node comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import msgspec
@@ -93,11 +93,7 @@ class Reconciler:
 
     def _held_by(self, node: str) -> list[str]:
         """Open tasks whose newest attempt is at the node."""
-        return [
-            entry.task.id
-            for entry in self.ledger.open.values()
-            if (attempt := entry.task.current) and attempt.node == node and not attempt.state.terminal
-        ]
+        return [task_id for task_id in self.ledger.open if self._settled_at(node, task_id)]
 
     async def _until_news(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -112,6 +108,8 @@ class Reconciler:
     async def _ask(self, node: str, task_ids: Sequence[str]) -> None:
         for start in range(0, len(task_ids), BATCH):
             batch = tuple(task_ids[start : start + BATCH])
+            # Offers that are made or under way while the node answers are none of its answer's business.
+            held = {task_id: number for task_id in batch if (number := self._settled_at(node, task_id))}
             answer: Runs | None = None
             with trio.move_on_after(ASK_S):
                 try:
@@ -121,20 +119,28 @@ class Reconciler:
             if answer is None:
                 return
             try:
-                await self._compare(node, batch, answer.runs)
+                await self._compare(node, held, answer.runs)
             except StorageError as error:
                 log.warning("cannot record what a node said", node=node, reason=str(error))
 
-    async def _compare(self, node: str, asked: Sequence[str], runs: Sequence[RunState]) -> None:
+    def _settled_at(self, node: str, task_id: str) -> int | None:
+        """Number of the task's newest attempt where it is open at the node and its offer is answered."""
+        entry = self.ledger.open.get(task_id)
+        attempt = entry.task.current if entry else None
+        if entry is None or attempt is None or entry.offering:
+            return None
+        return attempt.number if attempt.node == node and not attempt.state.terminal else None
+
+    async def _compare(self, node: str, held: Mapping[str, int], runs: Sequence[RunState]) -> None:
         """Believe the node about its own attempts: take what it knows, lose what it does not."""
         known = {run.key for run in runs}
         for run in runs:
             await self._adopt(node, run)
             await self.ledger.take_report(node, run)
-        for task_id in asked:
+        for task_id, number in held.items():
             entry = self.ledger.open.get(task_id)
             attempt = entry.task.current if entry else None
-            if entry is None or attempt is None or attempt.state.terminal or attempt.node != node:
+            if entry is None or attempt is None or self._settled_at(node, task_id) != number:
                 continue
             if f"{task_id}.{attempt.number}" in known:
                 self.leases.extend(entry)

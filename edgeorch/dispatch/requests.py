@@ -25,6 +25,8 @@ class TaskPage(Kept, frozen=True, kw_only=True):
 
     tasks: tuple[Task, ...]
     unreachable: tuple[str, ...] = ()
+    more: bool = False
+    """Whether there are older ones."""
 
 
 class NodeView(Kept, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """What runs on this node: takes offers, gives each attempt one task, keeps results until they are taken."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol, Self
 
 import structlog
@@ -24,6 +24,7 @@ from edgeorch.model import (
     Service,
     TaskSpec,
 )
+from edgeorch.output import tail
 from edgeorch.seams import Seams
 from edgeorch.store import AttemptStore, PutRun
 from edgeorch.wire.messages import Offered, RunState
@@ -78,6 +79,7 @@ class Executor:
         origins: where reports go.
         check_policy: raises ``PolicyError`` for what may not run here.
         seams: clocks.
+        read_tail: gives the last bytes of an output file.
     """
 
     def __init__(
@@ -94,7 +96,9 @@ class Executor:
         origins: Origins,
         check_policy: PolicyCheck,
         seams: Seams,
+        read_tail: Callable[[str, int], Awaitable[bytes]] = tail,
     ) -> None:
+        self.read_tail = read_tail
         self.settings = settings
         self.output_max = output_max
         self.tail_max = tail_max

@@ -11,7 +11,6 @@ import trio
 from edgeorch.errors import DriverError, EdgeorchError, StorageError
 from edgeorch.executor.driver import Driver, Launch
 from edgeorch.model import AttemptState, Exit, Handle, Run, Service, TaskSpec
-from edgeorch.output import tail
 from edgeorch.scheduler import driver_of
 from edgeorch.store import AttemptChange, DropRun, PutRun
 from edgeorch.wire.messages import RunState
@@ -151,7 +150,8 @@ class Life:
         run = self.run
         if run.handle is not None and self.remote:
             limit = self.executor.tail_max
-            self._tails = (await tail(run.handle.stdout, limit), await tail(run.handle.stderr, limit))
+            read = self.executor.read_tail
+            self._tails = (await read(run.handle.stdout, limit), await read(run.handle.stderr, limit))
         self.run = msgspec.structs.replace(
             run, state=state, exit=end, ended_at=self.executor.seams.wall(), sequence=run.sequence + 1
         )

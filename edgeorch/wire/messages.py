@@ -239,9 +239,10 @@ class WaitTask(Message, frozen=True, kw_only=True):
 
 
 class TasksFound(Message, frozen=True, kw_only=True):
-    """Tasks, newest first."""
+    """Tasks, newest first; ``more`` where older ones did not fit into a frame."""
 
     tasks: tuple[Task, ...]
+    more: bool = False
 
 
 class ListTasks(Message, frozen=True, kw_only=True):

@@ -1,0 +1,433 @@
+"""The nursery tree of a node: what is started in which order, and how it all ends.
+
+Services (store, drivers, membership, dispatch, executor) live in the outer nursery and are stopped last;
+listeners live in the inner one and are stopped first. An exception that no part expects ends the node loudly;
+the next start is the recovery.
+"""
+
+import faulthandler
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from edgeorch import __version__, docker_options, logs, metrics
+from edgeorch.callbacks import Callbacks
+from edgeorch.config import Loaded
+from edgeorch.dispatch.dispatch import Dispatch
+from edgeorch.dispatch.handlers import add_handlers
+from edgeorch.dispatch.outputs import Outputs
+from edgeorch.dispatch.retention import Retention
+from edgeorch.errors import EdgeorchError, StartError
+from edgeorch.executor.admission import FEATURES, PolicyCheck
+from edgeorch.executor.container import ContainerDriver
+from edgeorch.executor.driver import Driver
+from edgeorch.executor.executor import Executor
+from edgeorch.executor.native import NativeDriver
+from edgeorch.executor.slots import Slots
+from edgeorch.identity import Identity, load_identity
+from edgeorch.membership import (
+    AddressWatch,
+    ExecutorLoad,
+    Fleet,
+    Machine,
+    Membership,
+    Sampler,
+    SelfInfo,
+    describe,
+)
+from edgeorch.membership.self_info import cpu_count
+from edgeorch.model import Caller, ContainerService, NodeInfo, PeerState, Service
+from edgeorch.output import Watcher
+from edgeorch.policy import Policy, load_services
+from edgeorch.rest.api import create_app
+from edgeorch.rest.auth import Tokens
+from edgeorch.rest.server import Server
+from edgeorch.seams import Seams
+from edgeorch.store.sqlite import SqliteStore
+from edgeorch.systemd import Notify
+from edgeorch.this_node import ThisNode
+from edgeorch.wire import Handlers
+from edgeorch.wire.links import Links
+from edgeorch.wire.listener import Listener
+from edgeorch.wire.transport import Tls
+
+log = structlog.get_logger()
+
+STOP_S = 20.0
+"""Everything that is still running this long after a stop was asked for is cut."""
+
+
+@dataclass
+class _Node:
+    """The parts of one running node, for the signal handler, the status line and the metrics."""
+
+    identity: Identity
+    tokens: Tokens
+    links: Links
+    membership: Membership
+    me: ThisNode
+    executor: Executor
+    dispatch: Dispatch
+    callbacks: Callbacks
+    retention: Retention
+    watcher: Watcher
+    store: SqliteStore
+    server: Server
+    listener: Listener
+    seams: Seams
+    started_at: float
+    stopping: bool = False
+
+    def reload(self) -> None:
+        """SIGHUP: certificates, revocation list, tokens."""
+        for what, act in (("certificates", self.identity.reload), ("tokens", self.tokens.reload)):
+            try:
+                act()
+            except EdgeorchError as error:
+                log.warning("kept the old ones", what=what, reason=str(error))
+        self.links.recheck()
+        self.me.self_info.change(cert_expires_at=self.identity.not_after)
+        log.info("reloaded certificates and tokens")
+
+    def ready(self) -> Mapping[str, str]:
+        """Check name to what is wrong."""
+        days = (self.identity.not_after - self.seams.wall()) / 86400
+        state = self.me.info.state
+        return {
+            "store": self.store.problem,
+            "certificate": "" if days > 0 else "the node's certificate has expired",
+            "drivers": "" if self.me.info.drivers else "; ".join(self.me.problems()) or "no driver works",
+            "stopping": "the node is stopping" if self.stopping else "",
+            "state": "" if state == "ready" else f"the node is {state}",
+        }
+
+    def status(self) -> str:
+        """The line that ``systemctl status`` shows: what is wrong comes first."""
+        load = self.executor.load()
+        peers = self.membership.table.snapshot().values()
+        alive = sum(peer.state is PeerState.ALIVE for peer in peers)
+        wrong = [text for text in (*self.ready().values(), *self.me.problems()) if text]
+        days = int((self.identity.not_after - self.seams.wall()) / 86400)
+        parts = [
+            f"{self.me.info.name}: {alive}/{len(peers)} peers",
+            f"{load.used}/{load.slots} tasks running",
+        ]
+        parts.append(f"certificate ends in {days} d")
+        return (f"DEGRADED {'; '.join(wrong)} | " if wrong else "") + ", ".join(parts)
+
+    def numbers(self) -> Mapping[str, metrics.Numbers]:
+        """For ``/metrics``."""
+
+        def about_node() -> Mapping[str, Any]:
+            states = dict.fromkeys((str(state) for state in PeerState), 0)
+            for peer in self.membership.table.snapshot().values():
+                states[str(peer.state)] += 1
+            return {
+                "peers": states,
+                "certificate_expires": self.identity.not_after,
+                "start_time": self.started_at,
+            }
+
+        return {
+            "": about_node,
+            "dispatch": self.dispatch.statistics,
+            "callbacks": self.callbacks.statistics,
+            "store": self.store.statistics,
+            "rest": self.server.statistics,
+            "wire": self.listener.statistics,
+            "membership": self.membership.statistics,
+        }
+
+
+async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> int:
+    """Run a node until SIGTERM or SIGINT; a second signal cuts what still winds down.
+
+    Args:
+        loaded: the settings.
+        task_status: started with the node's id once it serves.
+
+    Returns:
+        0 after a stop that was asked for.
+
+    Raises:
+        ConfigError: the configuration or a key file cannot be used.
+        StartError: a part cannot start; one sentence says which and why.
+    """
+    logs.set_up(loaded.config.log)
+    faulthandler.enable()
+    notify, seams = Notify(), Seams()
+    identity = load_identity(loaded, wall=seams.wall)
+    state_dir, run_dir = _folders(loaded)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        try:
+            async with trio.open_nursery() as bottom:
+                stopping = _Stop(signals, bottom.cancel_scope, notify)
+                bottom.start_soon(stopping.listen)
+                store = SqliteStore(state_dir / "edgeorch.db", seams)
+                await bottom.start(store.serve)
+                drivers = _drivers(loaded, identity.node_id, store.store_id, state_dir, run_dir)
+                for driver in drivers.values():
+                    await bottom.start(driver.run)
+                async with trio.open_nursery() as services:
+                    node = _build(loaded, identity, store, drivers, services, seams)
+                    stopping.reload = node.reload
+                    async with trio.open_nursery() as listeners:
+                        await _start(node, services, listeners)
+                        await services.start(notify.run, node.status)
+                        notify.ready()
+                        node.membership.announce()
+                        log.info("ready", node=identity.name, id=identity.node_id, version=__version__)
+                        task_status.started(identity.node_id)
+                        await stopping.wanted.wait()
+                        node.stopping = True
+                        notify.stopping("stopping")
+                        await node.membership.say_goodbye()
+                        await node.server.stop()
+                        listeners.cancel_scope.cancel()
+                    services.cancel_scope.cancel()
+                bottom.cancel_scope.cancel()
+        except* EdgeorchError as group:
+            raise _first(group) from None
+    log.info("stopped")
+    return 0
+
+
+class _Stop:
+    """Turns signals into a stop, a reload, or, the second time, a cut."""
+
+    def __init__(self, signals: AsyncIterator[int], everything: trio.CancelScope, notify: Notify) -> None:
+        self.wanted = trio.Event()
+        self.reload: Callable[[], None] = lambda: None
+        self._signals = signals
+        self._everything = everything
+        self._notify = notify
+
+    async def listen(self) -> None:
+        async for number in self._signals:
+            if number == signal.SIGHUP:
+                self._notify.send("RELOADING=1")
+                self.reload()
+                self._notify.ready()
+            elif self.wanted.is_set():
+                log.warning("stopping at once")
+                self._everything.cancel()
+            else:
+                log.info("stopping", signal=signal.Signals(number).name)
+                self.wanted.set()
+                self._everything.deadline = trio.current_time() + STOP_S
+
+
+def _build(  # noqa: PLR0917  the parts of a node, in the order in which they were started
+    loaded: Loaded,
+    identity: Identity,
+    store: SqliteStore,
+    drivers: Mapping[str, Driver],
+    services: trio.Nursery,
+    seams: Seams,
+) -> _Node:
+    """Make every part that needs the store and the drivers; nothing runs yet."""
+    config = loaded.config
+    state_dir = Path(config.node.state_dir)
+    slots = Slots(config.executor.slots or 2 * cpu_count())
+    watch = AddressWatch(config.node)
+    self_info = SelfInfo(_describe(loaded, identity, store, watch))
+
+    def executor_load() -> ExecutorLoad:
+        load = slots.load()
+        return ExecutorLoad(load.slots, load.used, load.cpus, load.memory)
+
+    sampler = Sampler(Machine(state_dir, lambda: watch.interfaces, seams.wall), executor_load, seams)
+    me = ThisNode(self_info, sampler, drivers, state_dir / "node_state")
+    handlers = Handlers()
+    links = Links(
+        Tls(identity),
+        lambda: membership.hello(),  # noqa: PLW0108  membership needs links first
+        handlers,
+        max_links=config.wire.max_links,
+        rng=seams.rng,
+    )
+    membership = Membership(
+        config,
+        self_info,
+        links,
+        handlers,
+        revocations=identity,
+        sampler=sampler,
+        watch=watch,
+        fleet=Fleet(identity.fleet, identity.ca_fingerprint),
+        seams=seams,
+    )
+
+    def address_of(node_id: str) -> str:
+        peer = membership.table.get(node_id)
+        if peer is not None:
+            return peer.address or next(iter(peer.info.addresses), "")
+        return next(iter(watch.addresses), "127.0.0.1")
+
+    callbacks = Callbacks(store, config.callbacks, seams, address_of)
+    check_policy = _policy(loaded, identity.name, drivers)
+    watcher = Watcher()
+    outputs = Outputs([state_dir / "tasks", *_native_dirs(drivers)], watcher)
+    dispatch = Dispatch(
+        config,
+        store=store,
+        membership=membership,
+        me=me,
+        peers=links,
+        notifier=callbacks,
+        check_policy=check_policy,
+        outputs=outputs,
+        nursery=services,
+        seams=seams,
+    )
+    executor = Executor(
+        config.executor,
+        output_max=config.output.max_bytes,
+        tail_max=config.output.tail_bytes,
+        lease_s=config.lease.lease_s,
+        slots=slots,
+        me=me,
+        drivers=drivers,
+        store=store,
+        origins=dispatch.reporter,
+        check_policy=check_policy,
+        seams=seams,
+    )
+    dispatch.attach(executor)
+    add_handlers(handlers, dispatch, executor)
+    tokens = Tokens(loaded.resolve(config.api.tokens), config.api)
+    app = create_app(
+        dispatch, tokens, config.api, metrics=lambda: metrics.render(node.numbers()), wall=seams.wall
+    )
+    listener = Listener(
+        links, port=config.wire.port, listen=config.node.listen, networks=config.node.networks
+    )
+    server = Server(app, config.api, config.node, identity.api_context)
+    node = _Node(
+        identity=identity,
+        tokens=tokens,
+        links=links,
+        membership=membership,
+        me=me,
+        executor=executor,
+        dispatch=dispatch,
+        callbacks=callbacks,
+        retention=Retention(config.store, dispatch.ledger, executor, outputs.roots),
+        watcher=watcher,
+        store=store,
+        server=server,
+        listener=listener,
+        seams=seams,
+        started_at=seams.wall(),
+    )
+    dispatch.checks = node.ready
+    return node
+
+
+async def _start(node: _Node, services: trio.Nursery, listeners: trio.Nursery) -> None:
+    """Start the parts; each is ready for the next one when it has started."""
+    await services.start(node.watcher.run)
+    await services.start(node.links.run)
+    await listeners.start(node.listener.run)
+    await services.start(node.membership.run)
+    await services.start(node.me.run)
+    await services.start(node.callbacks.run)
+    await node.dispatch.start(lambda: services.start(node.executor.run))
+    await services.start(node.retention.run)
+    await services.start(node.server.run)
+
+
+def _folders(loaded: Loaded) -> tuple[Path, Path]:
+    """The state and runtime folders, made where they are missing."""
+    made = []
+    for key in ("state_dir", "run_dir"):
+        path = Path(getattr(loaded.config.node, key))
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(
+                f"cannot make the folder {path}: {error.strerror}",
+                hint=f"make it, or choose another one as node.{key}",
+            ) from None
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise StartError(
+                f"cannot write to the folder {path}", hint=f"check its owner, or change node.{key}"
+            )
+        made.append(path)
+    return made[0], made[1]
+
+
+def _drivers(
+    loaded: Loaded, node_id: str, store_id: str, state_dir: Path, run_dir: Path
+) -> dict[str, Driver]:
+    config = loaded.config
+    tasks_dir = state_dir / "tasks"
+    drivers: dict[str, Driver] = {}
+    if "container" in config.executor.drivers:
+        drivers["container"] = ContainerDriver(
+            config.docker.host,
+            node_id=node_id,
+            store_id=store_id,
+            tasks_dir=tasks_dir,
+            option_files=config.policy.option_files,
+        )
+    if "native" in config.executor.drivers:
+        socket = Path(config.runner.socket) if config.runner.socket else None
+        drivers["native"] = NativeDriver(socket=socket, work_dir=tasks_dir, run_dir=run_dir)
+    return drivers
+
+
+def _native_dirs(drivers: Mapping[str, Driver]) -> list[Path]:
+    """Where a runner of its own keeps its attempts' output."""
+    native = drivers.get("native")
+    return [native.work_dir] if isinstance(native, NativeDriver) else []
+
+
+def _policy(loaded: Loaded, name: str, drivers: Mapping[str, Driver]) -> PolicyCheck:
+    settings = loaded.config.policy
+    listed, warnings = load_services(loaded.resolve(settings.services), Path(settings.apps))
+    policy = Policy(settings, listed, node=name)
+    for warning in (*warnings, *policy.warnings()):
+        log.warning(warning)
+    native = drivers.get("native")
+
+    def check(service: Service, task: str, caller: Caller) -> None:
+        facts = None
+        if isinstance(service, ContainerService):
+            _, facts = docker_options.parse(service.options, service.image, service.args)
+        policy.check(
+            service,
+            name=task,
+            role=caller.role,
+            runner_is_other_user=isinstance(native, NativeDriver) and native.other_user,
+            container=facts,
+        )
+
+    return check
+
+
+def _describe(loaded: Loaded, identity: Identity, store: SqliteStore, watch: AddressWatch) -> NodeInfo:
+    return describe(
+        loaded,
+        node_id=identity.node_id,
+        name=identity.name,
+        fleet=identity.fleet,
+        store_id=store.store_id,
+        boot=store.boot,
+        addresses=watch.addresses,
+        drivers={},
+        features=FEATURES,
+        cert_expires_at=identity.not_after,
+    )
+
+
+def _first(group: BaseExceptionGroup[EdgeorchError]) -> EdgeorchError:
+    """One error of a group: a node that cannot start says one sentence."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

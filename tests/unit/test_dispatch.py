@@ -1,0 +1,546 @@
+"""Dispatch and executor of several nodes in one program, on MockClock, with the in-memory twins."""
+
+import msgspec
+import pytest
+import trio
+
+from edgeorch.dispatch.requests import Idempotency, Submission
+from edgeorch.errors import (
+    ConstraintError,
+    InvalidRequestError,
+    KeyReusedError,
+    NotFoundError,
+    OriginUnreachableError,
+    PolicyError,
+    StorageError,
+)
+from edgeorch.model import AttemptState as A
+from edgeorch.model import Caller, NativeService, PeerState, TaskSpec
+from edgeorch.model import TaskState as T
+from edgeorch.store import TaskFilter
+from edgeorch.testing.fleet import ADMIN, VirtualFleet
+from edgeorch.testing.stores import FailingStore
+
+LONG = 5_000
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return VirtualFleet(tmp_path)
+
+
+async def started(fleet, nursery, *names, slots=4):
+    nodes = [fleet.add(name, slots=slots) for name in names]
+    for node in nodes:
+        await nursery.start(node.host.run)
+        await nursery.start(node.run)
+    return nodes
+
+
+async def ended(node, task):
+    with trio.fail_after(LONG):
+        return await node.dispatch.wait(task.id, ADMIN, LONG)
+
+
+async def until(node, task, done):
+    with trio.fail_after(LONG):
+        return await node.dispatch.reader.until(task, LONG, done)
+
+
+def attempts(task):
+    return [(one.node_name, one.state) for one in task.attempts]
+
+
+async def test_a_task_runs_here(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("print", "hello")
+    assert task.state is T.PLACING
+    task = await ended(a, task)
+    assert (task.state, task.exit_code, attempts(task)) == (T.SUCCEEDED, 0, [("a", A.SUCCEEDED)])
+    assert await a.store.task(task.id) == task
+    assert await a.store.runs() == []
+    assert a.executor.slots.used == 0
+    assert task.id not in a.dispatch.ledger.open
+
+
+async def test_the_best_node_runs_it(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    a.me.cpu_busy = 0.95
+    task = await ended(a, await a.submit("sleep", "3", ";", "exit", "4"))
+    assert (task.state, task.exit_code, attempts(task)) == (T.FAILED, 4, [("b", A.FAILED)])
+    assert "4" in task.reason
+    await trio.testing.wait_all_tasks_blocked()
+    assert await b.store.runs() == []
+
+
+async def test_a_refusal_goes_to_the_next_best_and_costs_no_attempt(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    a.me.cpu_busy = 0.95
+    b.refuse = "policy.native is off"
+    task = await ended(a, await a.submit("true", retry={"max_attempts": 1}))
+    assert attempts(task) == [("b", A.REFUSED), ("a", A.SUCCEEDED)]
+    assert "policy.native" in task.attempts[0].reason
+
+
+async def test_an_offer_that_never_left_goes_to_the_next_best(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    a.me.cpu_busy = 0.95
+    fleet.network.crash(b.id)
+    task = await ended(a, await a.submit("true", retry={"max_attempts": 1}))
+    assert attempts(task) == [("b", A.REFUSED), ("a", A.SUCCEEDED)]
+
+
+async def test_a_task_waits_and_says_why_then_runs_when_a_slot_is_free(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    first = await a.submit("sleep", "5")
+    second = await a.submit("true")
+    assert second.state is T.WAITING
+    assert "all 1 slots are in use" in second.reason
+    await ended(a, first)
+    assert (await ended(a, second)).state is T.SUCCEEDED
+
+
+async def test_a_task_without_a_matching_node_runs_when_one_joins(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("true", placement={"constraints": ["name == b"]})
+    assert task.state is T.WAITING
+    assert "constraint not met: name == b" in task.reason
+    await trio.sleep(30)
+    await started(fleet, nursery, "b")
+    assert attempts(await ended(a, task)) == [("b", A.SUCCEEDED)]
+
+
+async def test_urgent_tasks_go_first(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    await a.submit("sleep", "5")
+    tasks = [await a.submit("sleep", "1", priority=number) for number in (10, 90, 50)]
+    done = [await ended(a, task) for task in tasks]
+    by_start = sorted(done, key=lambda task: task.attempts[0].started_at)
+    assert [task.priority for task in by_start] == [90, 50, 10]
+
+
+async def test_a_newcomer_does_not_overtake_its_like(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    running = await a.submit("sleep", "5")
+    waiting = await a.submit("sleep", "1")
+    await until(a, running, lambda now: now.state.terminal)
+    newcomer = await a.submit("sleep", "1")
+    first, second = await ended(a, waiting), await ended(a, newcomer)
+    assert first.attempts[0].started_at < second.attempts[0].started_at
+
+
+async def test_cancel_while_waiting(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    await a.submit("sleep", "100")
+    task = await a.submit("true")
+    assert (await a.dispatch.cancel(task.id, ADMIN)).state is T.CANCELLED
+    assert len(a.dispatch.ledger.queue) == 0
+
+
+@pytest.mark.parametrize("where", ["a", "b"])
+async def test_cancel_while_running(autojump_clock, fleet, nursery, where):
+    a, _ = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "1000", placement={"node": where})
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    first = await a.dispatch.cancel(task.id, ADMIN)
+    again = await a.dispatch.cancel(task.id, ADMIN)
+    assert first.cancelling
+    assert again.id == task.id
+    task = await ended(a, task)
+    assert (task.state, attempts(task)) == (T.CANCELLED, [(where, A.CANCELLED)])
+
+
+async def test_a_service_that_ignores_sigterm_is_killed(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("ignore-term", ";", "hang")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    start = trio.current_time()
+    await a.dispatch.cancel(task.id, ADMIN)
+    assert (await ended(a, task)).state is T.CANCELLED
+    assert trio.current_time() - start == pytest.approx(10, abs=1)
+
+
+@pytest.mark.parametrize("where", ["a", "b"])
+async def test_an_attempt_runs_out_of_time(autojump_clock, fleet, nursery, where):
+    a, _ = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "1000", timeout_s=20, placement={"node": where})
+    start = trio.current_time()
+    task = await ended(a, task)
+    assert (task.state, attempts(task)) == (T.TIMED_OUT, [(where, A.TIMED_OUT)])
+    assert trio.current_time() - start == pytest.approx(20, abs=2)
+
+
+async def test_the_deadline_ends_every_task(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    running = await a.submit("sleep", "1000", deadline_s=30)
+    waiting = await a.submit("sleep", "1000", deadline_s=40)
+    for task, seconds in ((running, 30), (waiting, 40)):
+        done = await ended(a, task)
+        assert done.state is T.TIMED_OUT
+        assert done.ended_at - done.created_at == pytest.approx(seconds, abs=3)
+    await trio.sleep(30)
+    assert a.executor.slots.used == 0
+    assert a.dispatch.ledger.open == {}
+
+
+async def test_a_lost_node_is_replaced_after_the_lease(autojump_clock, fleet, nursery):
+    a, b, c = await started(fleet, nursery, "a", "b", "c")
+    a.me.cpu_busy = c.me.cpu_busy = 0.9
+    task = await a.submit("sleep", "60")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    start = trio.current_time()
+    b.crash(host=True)
+    task = await until(a, task, lambda now: len(now.attempts) == 2)
+    assert 10 <= trio.current_time() - start <= 16
+    task = await ended(a, task)
+    assert task.state is T.SUCCEEDED
+    assert attempts(task)[0] == ("b", A.LOST)
+    assert task.attempts[1].node_name != "b"
+
+
+async def test_an_at_most_once_task_is_never_replaced(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    a.me.cpu_busy = 0.9
+    task = await a.submit("sleep", "60", retry={"max_attempts": 1})
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    b.crash(host=True)
+    task = await until(a, task, lambda now: "unreachable since" in now.reason)
+    assert task.state is T.RUNNING
+    start = trio.current_time()
+    task = await ended(a, task)
+    assert (task.state, attempts(task)) == (T.LOST, [("b", A.LOST)])
+    assert trio.current_time() - start == pytest.approx(3600, abs=10)
+
+
+async def test_a_cut_off_target_ends_the_attempt_and_its_late_result_is_superseded(
+    autojump_clock, fleet, nursery
+):
+    a, b, c = await started(fleet, nursery, "a", "b", "c")
+    a.me.cpu_busy = c.me.cpu_busy = 0.9
+    task = await a.submit("sleep", "100")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    for other in (a, c):
+        fleet.network.partition(b.id, other.id)
+    fleet.set_state(b.id, PeerState.DEAD)
+    start = trio.current_time()
+    await b.executor.lives()[f"{task.id}.1"].ended.wait()
+    assert trio.current_time() - start <= 12
+    task = await until(a, task, lambda now: len(now.attempts) == 2 and now.state is T.RUNNING)
+    for other in (a, c):
+        fleet.network.heal(b.id, other.id)
+    fleet.set_state(b.id, PeerState.ALIVE)
+    task = await ended(a, task)
+    assert task.state is T.SUCCEEDED
+    assert task.attempts[0].state in (A.LOST, A.SUPERSEDED)
+    assert await b.store.runs() == []
+
+
+async def test_keep_lets_a_cut_off_attempt_finish(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit(
+        "sleep", "40", placement={"node": "b"}, on_disconnect="keep", retry={"max_attempts": 1}
+    )
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    fleet.network.partition(a.id, b.id)
+    fleet.set_state(b.id, PeerState.DEAD, seen_by=a.id)
+    fleet.set_state(a.id, PeerState.DEAD, seen_by=b.id)
+    await trio.sleep(60)
+    fleet.network.heal(a.id, b.id)
+    fleet.set_state(b.id, PeerState.ALIVE, seen_by=a.id)
+    fleet.set_state(a.id, PeerState.ALIVE, seen_by=b.id)
+    task = await ended(a, task)
+    assert (task.state, attempts(task)) == (T.SUCCEEDED, [("b", A.SUCCEEDED)])
+
+
+async def test_the_origin_restarts_and_its_tasks_go_on(autojump_clock, fleet, nursery):
+    a, _ = await started(fleet, nursery, "a", "b", slots=1)
+    here = await a.submit("sleep", "20", placement={"node": "a"}, retry={"max_attempts": 1})
+    there = await a.submit("sleep", "20", placement={"node": "b"}, retry={"max_attempts": 1})
+    waiting = await a.submit("true", placement={"node": "a"})
+    await until(a, there, lambda now: now.state is T.RUNNING)
+    await until(a, here, lambda now: now.state is T.RUNNING)
+    a.crash()
+    await trio.sleep(5)
+    a.store = a.store.reopened()
+    await nursery.start(a.run)
+    fleet.set_state(a.id, PeerState.ALIVE)
+    for task, name in ((here, "a"), (there, "b"), (waiting, "a")):
+        done = await ended(a, task)
+        assert (done.state, attempts(done)) == (T.SUCCEEDED, [(name, A.SUCCEEDED)])
+    await trio.sleep(1)
+    assert a.host.services == {}
+
+
+async def test_a_result_waits_for_its_origin(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "8", placement={"node": "b"}, on_disconnect="keep")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    a.crash()
+    await trio.sleep(1000)
+    assert len(await b.store.runs()) == 1
+    a.store = a.store.reopened()
+    await nursery.start(a.run)
+    fleet.set_state(a.id, PeerState.ALIVE)
+    task = await ended(a, task)
+    assert attempts(task) == [("b", A.SUCCEEDED)]
+    await trio.sleep(60)
+    assert await b.store.runs() == []
+
+
+async def test_the_targets_daemon_restarts_and_adopts(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "30", placement={"node": "b"}, retry={"max_attempts": 1})
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    b.crash()
+    await trio.sleep(3)
+    b.store = b.store.reopened()
+    await nursery.start(b.run)
+    fleet.set_state(b.id, PeerState.ALIVE)
+    task = await ended(a, task)
+    assert (task.state, attempts(task)) == (T.SUCCEEDED, [("b", A.SUCCEEDED)])
+
+
+async def test_a_target_that_comes_back_without_the_attempt_is_replaced_at_once(
+    autojump_clock, fleet, nursery
+):
+    a, b, c = await started(fleet, nursery, "a", "b", "c")
+    a.me.cpu_busy = c.me.cpu_busy = 0.9
+    task = await a.submit("sleep", "30")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    b.crash(host=True)
+    await trio.sleep(1)
+    b.store = b.store.reopened()
+    start = trio.current_time()
+    await nursery.start(b.run)
+    fleet.set_state(b.id, PeerState.ALIVE)
+    task = await until(a, task, lambda now: len(now.attempts) == 2)
+    assert trio.current_time() - start < 5
+    assert (await ended(a, task)).state is T.SUCCEEDED
+
+
+async def test_a_failed_service_is_retried_where_the_task_says_so(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("exit", "1", retry={"max_attempts": 3, "on": ["failed"], "backoff_s": 2})
+    task = await ended(a, task)
+    assert (task.state, len(task.attempts)) == (T.FAILED, 3)
+    assert [one.number for one in task.attempts] == [1, 2, 3]
+
+
+async def test_a_missing_program_ends_with_a_reason(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    task = await ended(a, await a.submit("no-such-program"))
+    assert task.state is T.FAILED
+    assert "no-such-program" in task.reason
+
+
+async def test_all_runs_on_every_live_node(autojump_clock, fleet, nursery):
+    a, b, c = await started(fleet, nursery, "a", "b", "c")
+    c.crash()
+    parent = await a.submit("sleep", "2", placement={"mode": "all"}, callback_url="http://x.example/")
+    parent = await ended(a, parent)
+    children = await b.dispatch.children(parent.id, ADMIN)
+    assert parent.state is T.SUCCEEDED
+    assert parent.attempts == ()
+    assert sorted(attempts(child)[0] for child in children) == [("a", A.SUCCEEDED), ("b", A.SUCCEEDED)]
+    assert [sent[1:] for sent in a.notes.sent] == [("started", "running"), ("ended", "succeeded")]
+
+
+async def test_spread_waits_for_enough_nodes(autojump_clock, fleet, nursery):
+    a, _ = await started(fleet, nursery, "a", "b")
+    parent = await a.submit("exit", "3", placement={"mode": "spread", "count": 3})
+    assert parent.state is T.WAITING
+    assert "2 of 3 nodes are free" in parent.reason
+    await started(fleet, nursery, "c")
+    parent = await ended(a, parent)
+    children = await a.dispatch.children(parent.id, ADMIN)
+    assert (parent.state, parent.exit_code) == (T.FAILED, 3)
+    assert len({child.attempts[0].node for child in children}) == 3
+
+
+async def test_cancelling_a_parent_cancels_its_children(autojump_clock, fleet, nursery):
+    a, _ = await started(fleet, nursery, "a", "b")
+    parent = await a.submit("sleep", "1000", placement={"mode": "all"})
+    await trio.sleep(1)
+    await a.dispatch.cancel(parent.id, ADMIN)
+    assert (await ended(a, parent)).state is T.CANCELLED
+    assert {child.state for child in await a.dispatch.children(parent.id, ADMIN)} == {T.CANCELLED}
+
+
+async def test_self_and_node(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    b.me.cpu_busy = 0.9
+    assert attempts(await ended(a, await a.submit("true"))) == [("a", A.SUCCEEDED)]
+    task = await ended(a, await a.submit("true", placement={"self": False}))
+    assert attempts(task) == [("b", A.SUCCEEDED)]
+    task = await ended(a, await a.submit("true", placement={"node": b.id}))
+    assert attempts(task) == [("b", A.SUCCEEDED)]
+
+
+async def test_a_burst_is_spread_although_samples_are_old(autojump_clock, fleet, nursery):
+    a, _ = await started(fleet, nursery, "a", "b", slots=4)
+    tasks = [await a.submit("sleep", "5") for _ in range(8)]
+    done = [await ended(a, task) for task in tasks]
+    assert sorted(attempts(task)[-1][0] for task in done) == ["a"] * 4 + ["b"] * 4
+
+
+async def test_drained_nodes_get_nothing(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    a.me.cpu_busy = 0.9
+    await a.dispatch.change_node("b", "drain", ADMIN)
+    assert b.me.info.state == "draining"
+    assert attempts(await ended(a, await a.submit("true"))) == [("a", A.SUCCEEDED)]
+    await a.dispatch.change_node("b", "resume", ADMIN)
+    assert attempts(await ended(a, await a.submit("true"))) == [("b", A.SUCCEEDED)]
+
+
+async def submit_with_key(node, key, body=b"1", token="t"):
+    spec = TaskSpec(name="x", service=(NativeService(argv=("true",)),))
+    submission = Submission(spec=spec, raw=msgspec.json.encode(spec))
+    caller = Caller(token=token, role="submit")
+    return await node.dispatch.submit([submission], caller, Idempotency(key=key, body=body))
+
+
+async def test_the_same_key_is_the_same_task(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    found = []
+
+    async def one():
+        found.extend(await submit_with_key(a, "k"))
+
+    async with trio.open_nursery() as inner:
+        for _ in range(5):
+            inner.start_soon(one)
+    assert len({task.id for task in found}) == 1
+    with pytest.raises(KeyReusedError):
+        await submit_with_key(a, "k", b"2")
+    (other,) = await submit_with_key(a, "k", token="u")
+    assert other.id != found[0].id
+    await trio.sleep(43_201)
+    await trio.sleep(43_201)
+    (later,) = await submit_with_key(a, "k")
+    assert later.id != found[0].id
+
+
+async def test_any_node_answers_for_any_task(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await ended(b, await a.submit("true"))
+    assert task.state is T.SUCCEEDED
+    assert (await b.dispatch.task(task.id, ADMIN)).id == task.id
+    page = await b.dispatch.tasks(TaskFilter(), ADMIN, local=False)
+    assert [found.id for found in page.tasks] == [task.id]
+    a.crash()
+    with pytest.raises(OriginUnreachableError):
+        await b.dispatch.task(task.id, ADMIN)
+    page = await b.dispatch.tasks(TaskFilter(), ADMIN, local=False)
+    assert page.unreachable == ("a",)
+
+
+async def test_tokens_see_their_own_tasks(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    mine, other = (Caller(token=name, role="submit") for name in ("me", "you"))
+    reader = Caller(token="r", role="read")
+    task = await a.submit("true", caller=mine)
+    for node in (a, b):
+        assert (await node.dispatch.task(task.id, mine)).id == task.id
+        assert (await node.dispatch.task(task.id, reader)).id == task.id
+        with pytest.raises(NotFoundError):
+            await node.dispatch.task(task.id, other)
+        with pytest.raises(NotFoundError):
+            await node.dispatch.cancel(task.id, other)
+        assert (await node.dispatch.tasks(TaskFilter(), other, local=False)).tasks == ()
+
+
+async def test_unknown_tasks(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    for text in ("", "x", "../etc", "0" * 26 + "-" + a.id):
+        with pytest.raises(NotFoundError):
+            await a.dispatch.task(text, ADMIN)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "says"),
+    [
+        ({"placement": {"constraints": ["arch ="]}}, ConstraintError, "arch ="),
+        ({"placement": {"count": 2}}, InvalidRequestError, "placement.count"),
+        ({"placement": {"mode": "all", "node": "a"}}, InvalidRequestError, "placement.node"),
+        ({"callback_url": "ftp://x"}, InvalidRequestError, "callback_url"),
+        ({"callback_url": "http://127.0.0.1/"}, InvalidRequestError, "loopback"),
+        ({"callback_url": "http://u:p@x/"}, InvalidRequestError, "password"),
+        ({"name": "a\nb"}, InvalidRequestError, "name"),
+        ({"service": ({"driver": "native", "argv": [""]},)}, InvalidRequestError, "argv[0]"),
+        ({"service": ({"driver": "native", "argv": ["a\0b"]},)}, InvalidRequestError, "NUL"),
+        (
+            {"service": ({"driver": "native", "argv": ["a"], "env": {"EDGEORCH_X": ""}},)},
+            InvalidRequestError,
+            "set by edgeorch",
+        ),
+    ],
+)
+async def test_what_is_wrong_is_named_and_nothing_is_kept(fleet, nursery, fields, error, says):
+    (a,) = await started(fleet, nursery, "a")
+    with pytest.raises(error, match=None) as caught:
+        await a.submit("true", **fields)
+    assert says in str(caught.value)
+    assert await a.store.open_tasks() == []
+
+
+async def test_policy_refuses_at_the_door(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    a.refuse = "policy.native is off"
+    with pytest.raises(PolicyError):
+        await a.submit("true")
+
+
+async def test_a_full_disk_accepts_nothing_and_loses_nothing(autojump_clock, fleet, nursery):
+    a = fleet.add("a")
+    a.store = store = FailingStore(a.store)
+    await nursery.start(a.host.run)
+    await nursery.start(a.run)
+    running = await a.submit("sleep", "5")
+    await until(a, running, lambda now: now.state is T.RUNNING)
+    store.failing = True
+    with pytest.raises(StorageError):
+        await a.submit("true")
+    assert a.executor.slots.used == 1
+    assert len(a.dispatch.ledger.open) == 1
+    await trio.sleep(20)
+    store.failing = False
+    assert (await ended(a, running)).state is T.SUCCEEDED
+    assert (await ended(a, await a.submit("true"))).state is T.SUCCEEDED
+    assert a.executor.slots.used == 0
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+async def test_a_commit_that_fails_once_loses_nothing(autojump_clock, fleet, nursery, at):
+    a, b = fleet.add("a"), fleet.add("b")
+    for node in (a, b):
+        node.store = FailingStore(node.store, fail_at=(at,))
+        await nursery.start(node.host.run)
+        await nursery.start(node.run)
+    a.me.cpu_busy = 0.9
+    tasks = []
+    for _ in range(3):
+        try:
+            tasks.append(await a.submit("sleep", "1"))
+        except StorageError:
+            continue
+    for task in tasks:
+        assert (await ended(a, task)).state is T.SUCCEEDED
+    await trio.sleep(60)
+    for node in (a, b):
+        assert node.executor.slots.used == 0
+        assert await node.store.runs() == []
+        assert node.dispatch.ledger.open == {}
+
+
+async def test_events_tell_the_whole_story_and_resume(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    a.me.cpu_busy = 0.9
+    task = await a.submit("sleep", "2")
+    for node in (a, b):
+        async with node.dispatch.events(task.id, ADMIN, 0) as events:
+            story = [event async for event in events]
+        states = [event.data["state"] for event in story if event.type == "state"]
+        assert states == ["placing", "running", "succeeded"]
+        async with node.dispatch.events(task.id, ADMIN, story[2].seq) as events:
+            assert [event.seq async for event in events] == [event.seq for event in story[3:]]
