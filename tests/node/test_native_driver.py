@@ -269,11 +269,13 @@ async def test_a_daemon_without_any_mark_ends_with_its_service(driver, fifo, tmp
 
 
 async def test_what_a_service_leaves_behind_ends_with_it(driver, fifo):
-    code = ESCAPE.format(parent="os.wait(); os._exit(3)", first="", fifo=str(fifo.path))
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    code = ESCAPE.format(parent="os.wait(); os._exit(3)", first=ignore, fifo=str(fifo.path))
     handle = await driver.start(launch(*python(code)))
-    daemon = Watched(await fifo.line())
+    daemon = int(await fifo.line())
     assert (await driver.wait(handle)).exit_code == 3
-    await daemon.gone()
+    with pytest.raises(ProcessLookupError):
+        os.kill(daemon, 0)
 
 
 async def test_a_service_that_ignores_sigterm_is_killed_after_the_grace(driver, fifo):
