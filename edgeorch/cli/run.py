@@ -113,8 +113,8 @@ class _Talk:
         if task.state == "running" and attempt:
             again = f" (attempt {attempt.number})" if attempt.number > 1 else ""
             self.say(f"running on {attempt.node_name or attempt.node}{again}")
-        elif not task.ended:
-            self.say(f"{task.state}" + (f": {task.reason}" if task.reason else ""))
+        elif not task.ended and task.reason:
+            self.say(f"{task.state}: {task.reason}")
 
 
 class _Session:

@@ -1,7 +1,6 @@
 """How the command line shows things: tables on a terminal, tab-separated text in a pipe, or JSON."""
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -50,16 +49,17 @@ def rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:  #
     from rich.text import Text
 
     drawn = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        drawn.add_column(column, overflow="fold", no_wrap=column in {"ID", "NODE", "STATE"})
+    *first, last = columns
+    for column in first:
+        drawn.add_column(column, no_wrap=True)
+    drawn.add_column(last, overflow="fold")
+    # A reason may be long, and `task show` has all of it; what to do must be readable here.
+    one_line = last == "REASON"
     for row in rows:
-        drawn.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+        cells = [Text(cell, style=COLOURS.get(cell, "")) for cell in row]
+        cells[-1].no_wrap, cells[-1].overflow = one_line, "ellipsis" if one_line else "fold"
+        drawn.add_row(*cells)
     return drawn
-
-
-def width() -> int:
-    """Columns of the terminal."""
-    return shutil.get_terminal_size().columns
 
 
 def ago(then: datetime | None, now: datetime | None = None) -> str:

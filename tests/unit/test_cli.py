@@ -208,7 +208,7 @@ def test_rows():
     )
     bad = Ranked(node="id2", refusal="no slots")
     assert ranking_rows((good, bad)) == [
-        ("attic", "native", "3.1", "idle, near"),
+        ("attic", "native", "3.14", "idle, near"),
         ("id2", "-", "-", "no slots"),
     ]
 
