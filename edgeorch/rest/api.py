@@ -12,7 +12,7 @@ from quart.wrappers import Response
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioResponse
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from edgeorch.config import Api
@@ -246,7 +246,6 @@ async def _show_error(error: EdgeorchError) -> ResponseReturnValue:
 
 async def _show_http_error(error: HTTPException) -> ResponseReturnValue:
     response = problem_response(problem_of_http(error, request.method, request.path))
-    for name, value in error.get_headers():
-        if name == "Allow":
-            response.headers["Allow"] = value
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
     return response

@@ -85,6 +85,7 @@ class CompatRoutes:
     async def request_service(self, asked: Asked) -> Answer:
         """Run a service on the best node."""
         document = object_of(asked.body)
+        key = key_of(asked.headers)
         given = document.get("ServiceName")
         name = given if isinstance(given, str) else ""
         try:
@@ -92,7 +93,7 @@ class CompatRoutes:
         except msgspec.ValidationError as error:
             return _failed(INVALID_PARAMETER, name, str(error), parsed=False)
         try:
-            return await self._request(request, asked)
+            return await self._request(request, asked, key)
         except (DockerOptionError, InvalidRequestError) as error:
             return _failed(INVALID_PARAMETER, name, str(error), parsed=False)
         except (PolicyError, ForbiddenError) as error:
@@ -102,13 +103,12 @@ class CompatRoutes:
         except EdgeorchError as error:
             return _failed(INTERNAL_SERVER_ERROR, name, str(error))
 
-    async def _request(self, request: OriginalRequest, asked: Asked) -> Answer:
+    async def _request(self, request: OriginalRequest, asked: Asked, key: str | None) -> Answer:
         name = request.service_name
         if not request.service_info:
             return _failed(NO_DEVICE, name, "ServiceInfo is empty")
         raw = msgspec.json.encode(spec_of(request))
         submission = Submission(spec=decoded(raw, TaskSpec), raw=raw, service_id=True)
-        key = key_of(asked.headers)
         idempotency = Idempotency(key=key, body=hashlib.sha256(asked.body).digest()) if key else None
         (task,) = await self._backend.submit([submission], asked.caller, idempotency)
         task = await self._backend.wait_placed(task.id, PLACE_S)

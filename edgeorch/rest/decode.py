@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -18,7 +18,8 @@ from edgeorch.rest.backend import Submission
 T = TypeVar("T")
 S = TypeVar("S", bound=msgspec.Struct)
 
-MAX_BATCH = 10_000
+NOT_EMPTY = msgspec.Meta(min_length=1)
+"""Of a batch, which ``api.max_body`` bounds above."""
 QUERY = "query"
 _WHERE = re.compile(r"(?P<reason>.*?)(?: - at `(?P<path>\$[^`]*)`)?", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
@@ -55,18 +56,14 @@ def submissions_of(body: bytes) -> tuple[list[Submission], bool]:
     """
     if not body.lstrip(b" \t\r\n").startswith(b"["):
         return [Submission(spec=decoded(body, TaskSpec), raw=body)], False
-    parts = decoded(body, list[msgspec.Raw])
-    if not parts:
-        raise InvalidValueError("$: the list of tasks is empty", path="$", hint="give at least one task")
-    if len(parts) > MAX_BATCH:
-        raise InvalidValueError(f"$: {len(parts)} tasks in one batch; {MAX_BATCH} are allowed", path="$")
+    parts: list[msgspec.Raw] = decoded(body, Annotated[list[msgspec.Raw], NOT_EMPTY])
     return [
         Submission(spec=decoded(bytes(part), TaskSpec, at=f"$[{index}]"), raw=bytes(part))
         for index, part in enumerate(parts)
     ], True
 
 
-def decoded(body: bytes, kind: type[T], *, at: str = "$") -> T:
+def decoded(body: bytes, kind: Any, *, at: str = "$") -> Any:  # noqa: ANN401  any type, and a value of it
     """A JSON text as ``kind``; ``at`` is the JSON path of the text itself.
 
     Raises:
@@ -81,7 +78,8 @@ def object_of(body: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequestError: it is none.
     """
-    return decoded(body, dict[str, Any])
+    document: dict[str, Any] = decoded(body, dict[str, Any])
+    return document
 
 
 def query_of(arguments: Mapping[str, Sequence[str]], kind: type[S]) -> S:

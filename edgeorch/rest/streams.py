@@ -3,7 +3,7 @@
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import trio
@@ -30,15 +30,18 @@ RAW = "application/octet-stream"
 SSE = "text/event-stream"
 
 
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
+
+
 class OutputQuery(Written, frozen=True, kw_only=True):
     """Which output, and how."""
 
     stream: Literal["stdout", "stderr", "both"] = "both"
     follow: Annotated[bool, msgspec.Meta(description="Go on until the attempt has ended.")] = False
-    tail: Annotated[int | None, msgspec.Meta(description="Only the last lines, so many of each stream.")] = (
-        None
-    )
-    attempt: Annotated[int | None, msgspec.Meta(description="Of this attempt; the newest if left out.")] = (
+    tail: Annotated[
+        Count | None, msgspec.Meta(description="Only the last lines, so many of each stream.")
+    ] = None
+    attempt: Annotated[Count | None, msgspec.Meta(description="Of this attempt; the newest if left out.")] = (
         None
     )
     offset: Annotated[
@@ -77,10 +80,6 @@ class StreamRoutes:
     async def output(self, asked: Asked) -> Answer:
         """Output of one attempt, or of all children of a parent."""
         query: OutputQuery = asked.query
-        for name in ("tail", "attempt"):
-            value = getattr(query, name)
-            if value is not None and not 0 <= value < 1 << 31:
-                raise InvalidRequestError(f"query parameter {name}: {value} is out of range")
         request = FollowOutput(
             caller=asked.caller,
             task_id=task_id_of(asked),
@@ -246,11 +245,12 @@ async def pumped(items: AsyncIterator[T]) -> AsyncIterator["trio.MemoryReceiveCh
     send, receive = trio.open_memory_channel[T](0)
 
     async def pump() -> None:
-        async with send:
-            async for item in items:
-                await send.send(item)
+        async for item in items:
+            await send.send(item)
+        # Only a good end closes the channel: an error must not look like one, it cancels who waits.
+        send.close()
 
-    async with receive, trio.open_nursery() as nursery:
+    async with send, receive, trio.open_nursery() as nursery:
         nursery.start_soon(pump)
         yield receive
         nursery.cancel_scope.cancel()

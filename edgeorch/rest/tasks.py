@@ -7,10 +7,19 @@ from typing import Annotated
 import msgspec
 import trio
 
-from edgeorch.errors import InvalidRequestError, NotFoundError
-from edgeorch.model import Caller, Task, TaskSpec, TaskState, Written, origin_of
+from edgeorch.errors import NotFoundError
+from edgeorch.model import (
+    CROCKFORD,
+    NODE_ID_LENGTH,
+    Caller,
+    Task,
+    TaskSpec,
+    TaskState,
+    Written,
+    origin_of,
+)
 from edgeorch.rest.backend import Backend, Idempotency, Submission
-from edgeorch.rest.decode import InvalidValueError, submissions_of
+from edgeorch.rest.decode import NOT_EMPTY, submissions_of
 from edgeorch.rest.routes import (
     IDEMPOTENCY_KEY,
     PREFER,
@@ -23,6 +32,7 @@ from edgeorch.rest.routes import (
 )
 from edgeorch.rest.views import (
     RankingDocument,
+    RankingsDocument,
     TaskDocument,
     TaskPageDocument,
     TasksDocument,
@@ -33,6 +43,8 @@ from edgeorch.rest.views import (
 from edgeorch.store import TaskFilter
 
 MAX_WAIT_S = 3600.0
+TASK_ID = f"^([{CROCKFORD}]{{26}}-[{CROCKFORD}]{{{NODE_ID_LENGTH}}})?$"
+"""A task id or nothing."""
 _WAIT = re.compile(
     r'(?:^|[,;])\s*wait\s*=\s*"?(?P<seconds>\d{1,9}(?:\.\d{1,9})?)"?\s*(?=[,;]|$)', re.IGNORECASE
 )
@@ -41,9 +53,7 @@ _WAIT = re.compile(
 class SubmitQuery(Written, frozen=True, kw_only=True):
     """How to submit."""
 
-    dry_run: Annotated[
-        bool, msgspec.Meta(description="Answer the ranking and keep nothing; for one spec.")
-    ] = False
+    dry_run: Annotated[bool, msgspec.Meta(description="Answer the ranking and keep nothing.")] = False
 
 
 class ListQuery(Written, frozen=True, kw_only=True):
@@ -55,9 +65,9 @@ class ListQuery(Written, frozen=True, kw_only=True):
         str,
         msgspec.Meta(description="Tasks whose newest attempt is on this node (id or name).", max_length=128),
     ] = ""
-    parent: Annotated[str, msgspec.Meta(description="Children of this task.", max_length=64)] = ""
+    parent: Annotated[str, msgspec.Meta(description="Children of this task.", pattern=TASK_ID)] = ""
     limit: Annotated[int, msgspec.Meta(description="At most so many.", ge=1, le=1000)] = 100
-    cursor: Annotated[str, msgspec.Meta(description="Where the page before ended.", max_length=64)] = ""
+    cursor: Annotated[str, msgspec.Meta(description="Where the page before ended.", pattern=TASK_ID)] = ""
     local: Annotated[bool, msgspec.Meta(description="Only tasks that this node accepted.")] = False
 
 
@@ -70,9 +80,9 @@ class TaskRoutes:
     async def submit(self, asked: Asked) -> Answer:
         """Accept one spec or a list of them, or explain what would be chosen."""
         submissions, batch = submissions_of(asked.body)
+        key = key_of(asked.headers)
         if asked.query.dry_run:
             return await self._explain(submissions, batch=batch, caller=asked.caller)
-        key = key_of(asked.headers)
         idempotency = Idempotency(key=key, body=hashlib.sha256(asked.body).digest()) if key else None
         tasks = await self._backend.submit(submissions, asked.caller, idempotency)
         seconds = wait_of(asked)
@@ -88,9 +98,6 @@ class TaskRoutes:
     async def page(self, asked: Asked) -> Answer:
         """A page of tasks."""
         query: ListQuery = asked.query
-        for name in ("cursor", "parent"):
-            if given := getattr(query, name):
-                _check_id(given, name)
         which = TaskFilter(
             states=query.state,
             name=query.name or None,
@@ -117,9 +124,11 @@ class TaskRoutes:
         return answer(task_document(task, asked.caller), 202)
 
     async def _explain(self, submissions: list[Submission], *, batch: bool, caller: Caller) -> Answer:
-        if batch:
-            raise InvalidRequestError("dry_run takes one task, not a list", hint="send the spec without [ ]")
-        return answer(ranking_document(await self._backend.explain(submissions[0].spec, caller)))
+        rankings = [
+            ranking_document(await self._backend.explain(submission.spec, caller))
+            for submission in submissions
+        ]
+        return answer(RankingsDocument(rankings=tuple(rankings)) if batch else rankings[0])
 
     async def _wait(self, tasks: tuple[Task, ...], caller: Caller, seconds: float) -> tuple[Task, ...]:
         until = trio.current_time() + seconds
@@ -144,13 +153,13 @@ class TaskRoutes:
                     202: Shown("Accepted: it survives a crash of this node.", (TaskDocument, TasksDocument)),
                     200: Shown(
                         "With ``Prefer: wait``: ended. With ``dry_run``: the ranking.",
-                        (TaskDocument, TasksDocument, RankingDocument),
+                        (TaskDocument, TasksDocument, RankingDocument, RankingsDocument),
                     ),
                 },
                 problems=(403, 422, 507, 503),
                 query=SubmitQuery,
                 headers=(IDEMPOTENCY_KEY, PREFER),
-                body=TaskSpec | list[TaskSpec],
+                body=TaskSpec | Annotated[list[TaskSpec], NOT_EMPTY],
                 tag="tasks",
             ),
             Route(
@@ -210,10 +219,3 @@ def wait_of(asked: Asked) -> float | None:
     """The seconds of ``Prefer: wait``, an hour at most; None without one that can be read (RFC 7240)."""
     found = _WAIT.search(asked.headers.get("prefer", ""))
     return min(float(found["seconds"]), MAX_WAIT_S) if found else None
-
-
-def _check_id(text: str, name: str) -> None:
-    try:
-        origin_of(text)
-    except ValueError:
-        raise InvalidValueError(f"query parameter {name}: {text!r} is not a task id", path=name) from None

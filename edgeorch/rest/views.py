@@ -84,6 +84,12 @@ class RankingDocument(Document, frozen=True, kw_only=True):
     ranking: tuple[RankedDocument, ...]
 
 
+class RankingsDocument(Document, frozen=True, kw_only=True):
+    """The ranking of each task of a batch, each as if it came alone."""
+
+    rankings: tuple[RankingDocument, ...]
+
+
 class NodeDocument(Document, frozen=True, kw_only=True):
     """One node of the fleet, as the asked node sees it. Memory in bytes."""
 
@@ -176,7 +182,7 @@ def _attempt_document(attempt: Attempt) -> AttemptDocument:
 
 def page_document(page: TaskPage, caller: Caller, limit: int) -> TaskPageDocument:
     """A page; its cursor is the id of its last task."""
-    more = len(page.tasks) >= limit
+    more = page.more or len(page.tasks) >= limit
     return TaskPageDocument(
         tasks=tuple(task_document(task, caller) for task in page.tasks),
         cursor=page.tasks[-1].id if more and page.tasks else None,

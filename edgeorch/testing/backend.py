@@ -71,6 +71,7 @@ class MemoryBackend:
     Attributes:
         known: tasks by id.
         accepts: whether a target accepts what is submitted at once.
+        ends: whether what is accepted has ended at once.
         printed: output of every task, and how it ends.
         happened: events, numbered from 1; ``tell`` adds one.
         wrong: what ``ready`` says.
@@ -80,6 +81,7 @@ class MemoryBackend:
     def __init__(self) -> None:
         self.known: dict[str, Task] = {}
         self.accepts = True
+        self.ends = False
         self.printed: list[Chunk] = []
         self.end: str | None = "ended"
         self.happened: list[Event] = []
@@ -146,10 +148,13 @@ class MemoryBackend:
             offered_at=WALL,
             started_at=WALL,
         )
+        state = TaskState.RUNNING if self.accepts else TaskState.WAITING
+        if self.ends:
+            state = TaskState.SUCCEEDED
         task = Task(
             id=new_task_id(WALL + self.submitted, self._rng, OWN_ID),
             name=submission.spec.name,
-            state=TaskState.RUNNING if self.accepts else TaskState.WAITING,
+            state=state,
             reason="" if self.accepts else "no node has a free slot",
             origin=OWN_ID,
             caller=caller,

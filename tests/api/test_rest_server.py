@@ -216,6 +216,17 @@ async def test_keep_alive_and_pipelining():
         assert head.startswith(b"HTTP/1.1 200")
 
 
+async def test_head_says_the_same_without_a_body():
+    async with serving() as running:
+        task_id = await submitted(running)
+        for path in ("/healthz", "/api/v1/nodes", f"/api/v1/tasks/{task_id}/output"):
+            answer = await running.ask(
+                f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+            )
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert answer.endswith(b"\r\n\r\n")
+
+
 async def test_absolute_target():
     async with serving() as running:
         answer = await running.ask(
