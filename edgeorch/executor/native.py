@@ -11,7 +11,7 @@ import trio
 from edgeorch.errors import DriverError, EdgeorchError, StartError
 from edgeorch.executor.driver import Available, Launch, Progress
 from edgeorch.executor.runner_child import RunnerProcess, start_runner
-from edgeorch.executor.runner_link import LinkLostError, RunnerLink
+from edgeorch.executor.runner_link import LinkLostError, NobodyListensError, RunnerLink
 from edgeorch.model import Exit, Handle, NativeService
 from edgeorch.runner import protocol
 
@@ -19,6 +19,7 @@ log = structlog.get_logger()
 
 FIRST_RETRY_S = 0.1
 LAST_RETRY_S = 5.0
+_UNIT_HINT = "see: systemctl status edgeorch-runner"
 PATIENCE_S = 5.0
 """How long the start of the node waits for a runner that may be starting beside it."""
 
@@ -207,7 +208,7 @@ class NativeDriver:
                 await self._serve(link)
                 lost = EdgeorchError(link.lost)
             except LinkLostError as error:
-                lost = EdgeorchError(str(error), hint="systemctl status edgeorch-runner")
+                lost = EdgeorchError(str(error), hint="" if self._child else _UNIT_HINT)
             except StartError as error:
                 lost = error
             self._set_available(Available(reason=lost.detail, hint=lost.hint))
@@ -220,7 +221,7 @@ class NativeDriver:
     async def _connect(self) -> RunnerLink:
         try:
             return RunnerLink.connect(self._path, self._on_exited)
-        except LinkLostError:
+        except NobodyListensError:
             if not self._child:
                 raise
         if self._process is not None:
@@ -249,7 +250,10 @@ class NativeDriver:
         if self._child and (self._process is None or self._process.pid != welcome.pid):
             log.info("taking over the runner of an earlier node", pid=welcome.pid)
             self._forget_process()
-            self._process = RunnerProcess(welcome.pid)
+            try:
+                self._process = RunnerProcess(welcome.pid)
+            except OSError as error:
+                raise LinkLostError(f"the runner has gone: {error.strerror}") from None
         answers = await link.ask(lambda number: protocol.List(id=number))
         known = [each for part in answers if isinstance(part, protocol.Listed) for each in part.attempts]
         self._welcome = welcome

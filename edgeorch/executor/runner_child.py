@@ -43,7 +43,7 @@ class RunnerProcess:
         os.close(self._pidfd)
 
     def _send(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self._pidfd, number)
 
 

@@ -17,6 +17,10 @@ class LinkLostError(Exception):
     """The runner is gone or spoke nonsense; whether a request was carried out is unknown."""
 
 
+class NobodyListensError(LinkLostError):
+    """There is no runner behind the socket's path."""
+
+
 @dataclass
 class _Question:
     answers: list[Reply] = field(default_factory=list)
@@ -50,7 +54,7 @@ class RunnerLink:
         """Connect to a runner's socket; that never waits.
 
         Raises:
-            LinkLostError: nobody listens there, or this user may not connect.
+            LinkLostError: nobody listens there (``NobodyListensError``), or this user may not connect.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
@@ -58,7 +62,9 @@ class RunnerLink:
             sock.connect(str(path))
         except OSError as error:
             sock.close()
-            raise LinkLostError(f"no runner answers at {path}: {error.strerror or error}") from None
+            absent = isinstance(error, FileNotFoundError | ConnectionRefusedError)
+            kind = NobodyListensError if absent else LinkLostError
+            raise kind(f"no runner answers at {path}: {error.strerror or error}") from None
         return cls(sock, on_exited)
 
     async def run(self) -> None:

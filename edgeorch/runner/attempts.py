@@ -189,7 +189,7 @@ class Attempts:
             members = tree.assign(tree.snapshot(), os.getpid(), families, self._helpers)
         for attempt in ending:
             self._press(attempt, members.get(attempt.key, []))
-        if self._shutdown is not None and not self._live:
+        if self._shutdown is not None and not self._live and not self._helpers:
             self._loop.stop()
 
     def _look_again(self) -> None:
