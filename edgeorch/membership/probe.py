@@ -1,0 +1,232 @@
+"""Asks every peer once per period whether it is there, and lets silence count.
+
+Only an answer proves life: a paused host still completes TCP connections. Each answer carries the peer's own
+facts and sample, and a digest of others, so what placement needs is here before a request comes.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import structlog
+import trio
+
+from edgeorch.config import Membership as Times
+from edgeorch.errors import EdgeorchError, WireError
+from edgeorch.membership.link_control import LinkControl
+from edgeorch.membership.self_info import SelfInfo
+from edgeorch.membership.table import Table
+from edgeorch.model import NodeInfo, PeerState, Sample
+from edgeorch.seams import Seams
+from edgeorch.wire import From
+from edgeorch.wire.messages import Digest, Ping, Pong
+
+log = structlog.get_logger()
+
+GOSSIP = 12
+"""Lines of a digest where every node probes every other and gossip only bridges gaps."""
+GOSSIP_LARGE = 64
+FANOUT = 8
+"""Random peers per period in a fleet too large to probe all, and at most as many silent ones."""
+EVERYTHING = 1024
+"""Lines of the first digest to a peer: one frame brings a newcomer the fleet."""
+LATE_S = 0.1
+"""A wake-up later than this says that this node itself did not run."""
+
+
+class Probe:
+    """The failure detector.
+
+    Args:
+        times: ``probe_s``, ``suspect_s``, ``dead_s``.
+        self_info: what this node says of itself.
+        table: takes the evidence.
+        links: carries the questions.
+        seams: phases and choice.
+        sample: this node's newest sample.
+        crl_number: of the revocation list in force.
+        met: called with the facts of a peer that spoke to us.
+        learned: called with the digest lines of a peer.
+        crl_offered: called with a node id and the number of its revocation list.
+        ended: called with the id of a node whose links are of no use any more.
+    """
+
+    def __init__(
+        self,
+        times: Times,
+        self_info: SelfInfo,
+        table: Table,
+        links: LinkControl,
+        seams: Seams,
+        *,
+        sample: Callable[[], Sample | None],
+        crl_number: Callable[[], int],
+        met: Callable[[NodeInfo], None],
+        learned: Callable[[Iterable[Digest]], None],
+        crl_offered: Callable[[str, int], None],
+        ended: Callable[[str], None],
+    ) -> None:
+        self._times = times
+        self._self_info = self_info
+        self._table = table
+        self._links = links
+        self._seams = seams
+        self._sample = sample
+        self._crl_number = crl_number
+        self._met = met
+        self._learned = learned
+        self._crl_offered = crl_offered
+        self._ended = ended
+        self._asking: set[str] = set()
+        self._phases: dict[str, float] = {}
+        self._fresh: set[str] = set()
+        """Peers that have not been sent everything yet."""
+        self._urgent: set[str] = set()
+        self._wake = trio.Event()
+        self.late_s = 0.0
+        """Seconds that this node did not run when it should have, in total."""
+        self.answered = 0
+        self.unanswered = 0
+
+    def linked(self, node_id: str) -> None:
+        """A link is up: ask at once and tell the peer everything."""
+        self._fresh.add(node_id)
+        self._urgent.add(node_id)
+        self._wake.set()
+
+    def hear(
+        self, info: NodeInfo, sample: Sample | None, *, address: str = "", rtt_s: float | None = None
+    ) -> None:
+        """A peer spoke to us."""
+        if self._table.heard(info, sample, trio.current_time(), address=address, rtt_s=rtt_s):
+            self._met(info)
+
+    def answer(self, sender: From, ping: Ping) -> Pong:
+        """Answer a peer's question, and learn from it.
+
+        Raises:
+            WireError: the message claims to come from another node.
+        """
+        if ping.info.id != sender.node_id:
+            log.warning("a ping claims another node", peer=sender.node_id, claims=ping.info.id)
+            raise WireError(f"a ping of node {sender.node_id} claims to be of {ping.info.id[:32]}")
+        self.hear(ping.info, ping.sample, address=sender.address)
+        self._take(sender.node_id, ping)
+        return Pong(
+            info=self._self_info.info,
+            sample=self._sample(),
+            digest=self._digest(sender.node_id),
+            crl_number=self._crl_number(),
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Probe until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._judge)
+            task_status.started()
+            # Nodes that start together must not ask together.
+            due = trio.current_time() + self._seams.rng.uniform(0, self._times.probe_s)
+            while True:
+                with trio.move_on_at(due) as waiting:
+                    await self._wake.wait()
+                self._wake = trio.Event()
+                for node_id in self._urgent:
+                    nursery.start_soon(self._ask, node_id, 0.0)
+                self._urgent.clear()
+                if waiting.cancelled_caught:
+                    for node_id in self._targets():
+                        nursery.start_soon(self._ask, node_id, self._phase(node_id))
+                    periods = math.ceil((trio.current_time() - due) / self._times.probe_s)
+                    due += self._times.probe_s * max(1, periods)
+
+    async def _judge(self) -> None:
+        """Let silence count; time in which this node itself was held up counts against nobody."""
+        pause = self._times.probe_s / 2
+        while True:
+            due = trio.current_time() + pause
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            if now - due > LATE_S:
+                self.late_s += now - due
+                self._table.excuse(now - due, now)
+            for node_id in self._table.judge(now):
+                self._phases.pop(node_id, None)
+                self._ended(node_id)
+
+    def _targets(self) -> list[str]:
+        """Whom to ask in this period."""
+        peers = self._table.snapshot()
+        if self._table.meshed:
+            return [node_id for node_id in peers if self._links.connected(node_id)]
+        rng, now = self._seams.rng, trio.current_time()
+        alive = [node_id for node_id, peer in peers.items() if peer.state is PeerState.ALIVE]
+        silent = [node_id for node_id in peers if self._silent(node_id, now)]
+        return list(
+            {*rng.sample(alive, min(FANOUT, len(alive))), *rng.sample(silent, min(FANOUT, len(silent)))}
+        )
+
+    def _silent(self, node_id: str, now: float) -> bool:
+        peer = self._table.get(node_id)
+        gone = peer is None or peer.state is PeerState.LEFT
+        return not gone and self._table.silence(node_id, now) > self._times.suspect_s
+
+    def _phase(self, node_id: str) -> float:
+        """Each peer has its own moment within the period, so that questions do not come in bursts."""
+        if not self._table.meshed:
+            return self._seams.rng.uniform(0, self._times.probe_s)
+        if node_id not in self._phases:
+            self._phases[node_id] = self._seams.rng.uniform(0, self._times.probe_s)
+        return self._phases[node_id]
+
+    async def _ask(self, node_id: str, wait_s: float) -> None:
+        """One question. A peer that is slow to answer is not asked again meanwhile."""
+        await trio.sleep(wait_s)
+        if node_id in self._asking:
+            return
+        self._asking.add(node_id)
+        try:
+            with trio.move_on_after(self._times.dead_s * self._table.stretch) as patience:
+                ping = Ping(
+                    info=self._self_info.info,
+                    sample=self._sample(),
+                    digest=self._digest(node_id),
+                    crl_number=self._crl_number(),
+                )
+                asked = trio.current_time()
+                pong = await self._links.call(node_id, ping)
+                self._answered(node_id, pong, trio.current_time() - asked)
+        except EdgeorchError as error:
+            self.unanswered += 1
+            log.debug("no answer to a ping", node=node_id, reason=str(error))
+        else:
+            self.unanswered += patience.cancelled_caught
+        finally:
+            self._asking.discard(node_id)
+
+    def _answered(self, node_id: str, pong: Pong, rtt_s: float) -> None:
+        if pong.info.id != node_id:
+            log.warning("an answer claims another node", peer=node_id, claims=pong.info.id)
+            return
+        self.answered += 1
+        self.hear(pong.info, pong.sample, rtt_s=rtt_s)
+        self._take(node_id, pong)
+
+    def _take(self, node_id: str, message: Ping | Pong) -> None:
+        own, now = self._self_info.info, trio.current_time()
+        for line in message.digest:
+            if line.id == own.id:
+                # Somebody takes us for gone, or for what we were before our store was made anew.
+                if line.incarnation > own.incarnation or (
+                    line.state is PeerState.LEFT and line.incarnation == own.incarnation
+                ):
+                    own = self._self_info.refute(line.incarnation)
+            elif line.id != node_id:
+                self._table.told(line, now)
+        self._learned(message.digest)
+        self._crl_offered(node_id, message.crl_number)
+
+    def _digest(self, receiver: str) -> tuple[Digest, ...]:
+        limit = GOSSIP if self._table.meshed else GOSSIP_LARGE
+        if receiver in self._fresh:
+            self._fresh.discard(receiver)
+            limit = EVERYTHING
+        return self._table.digest(limit, self._seams.rng, trio.current_time(), receiver=receiver)

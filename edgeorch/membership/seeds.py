@@ -1,0 +1,146 @@
+"""Dials the configured seeds until their nodes are here, and again when they no longer are."""
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+
+import structlog
+import trio
+
+from edgeorch.errors import EdgeorchError, StartError
+from edgeorch.membership.link_control import Address, LinkControl
+from edgeorch.membership.table import Table
+from edgeorch.seams import Seams
+
+log = structlog.get_logger()
+
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 30.0
+SELF_AGAIN_S = 600.0
+"""An address that is ours today may be another node's tomorrow."""
+LOOKUP_S = 10.0
+LOOKUPS_AT_A_TIME = 4
+
+Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+
+
+def parse_seed(seed: str, default_port: int) -> Address:
+    """``HOST``, ``HOST:PORT``, ``[IPV6]`` or ``[IPV6]:PORT`` as (host, port).
+
+    Raises:
+        StartError: the port is not a number from 1 to 65535, or there is no host.
+    """
+    host, port = seed, ""
+    if seed.startswith("["):
+        host, _, rest = seed[1:].partition("]")
+        port = rest.removeprefix(":")
+    elif seed.count(":") == 1:
+        host, port = seed.split(":")
+    elif ":" not in seed:
+        port = ""
+    number = int(port) if port.isdecimal() and len(port) < 6 else (0 if port else default_port)
+    if not host or not 1 <= number <= 65535:
+        raise StartError(f"discovery.seeds: {seed!r} is not HOST or HOST:PORT")
+    return host, number
+
+
+async def resolve(host: str, port: int, limiter: trio.CapacityLimiter) -> list[Address]:
+    """The addresses of a name; a lookup that hangs holds a thread of ``limiter``, not the caller.
+
+    Raises:
+        OSError: the name is not known, or no name server answers.
+    """
+    with contextlib.suppress(ValueError):
+        return [(str(ip_address(host)), port)]
+
+    def look_up() -> list[Address]:
+        rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys((str(row[4][0]), port) for row in rows))
+
+    return await trio.to_thread.run_sync(look_up, limiter=limiter, abandon_on_cancel=True)
+
+
+class Seeds:
+    """One task per seed.
+
+    Args:
+        seeds: as configured, already parsed.
+        table: says whether a seed's node is here.
+        links: dials.
+        own: id of this node: a seed that leads back to it is left alone.
+        seams: jitter.
+        resolve: name lookup; None: the system's, in threads of their own.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[Address],
+        table: Table,
+        links: LinkControl,
+        *,
+        own: str,
+        seams: Seams,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self._seeds = tuple(dict.fromkeys(seeds))
+        self._table = table
+        self._links = links
+        self._own = own
+        self._seams = seams
+        self._resolve = resolve or self._system
+        self._limiter = trio.CapacityLimiter(LOOKUPS_AT_A_TIME)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the seeds in the fleet until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for host, port in self._seeds:
+                nursery.start_soon(self._follow, host, port)
+            task_status.started()
+
+    async def _follow(self, host: str, port: int) -> None:
+        pause, said = FIRST_RETRY_S, ""
+        while True:
+            found, reason = await self._try(host, port)
+            if found == self._own:
+                log.info("a seed is this node itself", seed=host, port=port)
+                await trio.sleep(SELF_AGAIN_S)
+                continue
+            if found:
+                pause, said = FIRST_RETRY_S, ""
+                # Its link is dialled again by id while the node is known; a seed is for a new address.
+                while self._table.here(found):
+                    await self._table.changed.wait()
+                continue
+            if reason != said:
+                log.warning("no node at a seed yet", seed=host, port=port, reason=reason)
+                said = reason
+            await trio.sleep(pause * self._seams.rng.uniform(0.5, 1))
+            pause = min(pause * 2, LONGEST_RETRY_S)
+
+    async def _try(self, host: str, port: int) -> tuple[str, str]:
+        """(id of the node at the seed, empty) or (empty, why not)."""
+        try:
+            with trio.fail_after(LOOKUP_S):
+                addresses = await self._resolve(host, port)
+        except trio.TooSlowError:
+            return "", "no answer to the name lookup"
+        except (OSError, UnicodeError) as error:
+            return "", f"the name cannot be resolved: {error}"
+        reason, itself = "the name has no address", ""
+        for address in addresses:
+            try:
+                found = await self._links.dial_unknown(*address)
+            except EdgeorchError as error:
+                reason = error.detail
+                continue
+            if self._table.here(found):
+                return found, ""
+            if found == self._own:
+                itself = found
+            else:
+                reason = f"node {found} answers, but has said goodbye"
+        return itself, reason
+
+    async def _system(self, host: str, port: int) -> Sequence[Address]:
+        return await resolve(host, port, self._limiter)

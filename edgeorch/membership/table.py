@@ -1,0 +1,304 @@
+"""The table of known nodes: what each said of itself, and whether it is alive. Pure state; time is handed in.
+
+A peer lives by evidence with an age: ``heard`` is contact with the node itself, ``told`` is another node's
+word that it had such contact (``Digest.age_s``). While every node probes every other (up to ``mesh`` peers):
+
+* alive: heard less than ``suspect_s`` ago over a link that is up;
+* dead: neither heard nor told of for ``dead_s``;
+* suspect, and not chosen: everything between, and at once when its link breaks. So a node that only *we*
+  cannot reach stays suspect.
+
+In larger fleets few peers are probed in each period; there a word counts as much as own contact, and both
+times are stretched by ``1 + log2(peers / mesh)``, the rounds that news needs to spread (compare the
+suspicion timeout of SWIM, Das et al. 2002, and of its descendant Lifeguard).
+
+Incarnations order a node's facts for good, because each start of a node begins above all earlier ones. A node
+that said goodbye stays ``left`` until it shows a higher one.
+"""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import msgspec
+import structlog
+import trio
+
+from edgeorch.config import Membership as Times
+from edgeorch.membership.clones import Clones
+from edgeorch.model import NodeInfo, Peer, PeerState, Sample
+from edgeorch.seams import Seams
+from edgeorch.wire.messages import Digest
+
+log = structlog.get_logger()
+
+GONE = (PeerState.DEAD, PeerState.LEFT)
+RTT_GAIN = 1 / 8
+"""Weight of a new round trip in the average, as in RFC 6298."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A peer and the evidence for its state; times are monotonic."""
+
+    peer: Peer
+    changed_at: float
+    heard: float = -math.inf
+    told: float = -math.inf
+    down: str = ""
+    """Why its link broke, until it is heard again."""
+    cut: bool = False
+    """Its link was given up after ``dead_s`` of silence, until it is heard again."""
+
+
+class Table:
+    """Every node of the fleet that this node knows, itself not included.
+
+    Args:
+        own: id of this node.
+        times: ``suspect_s``, ``dead_s`` and ``forget_s``.
+        mesh: up to this many peers are all probed.
+        seams: wall time for ``Peer.since``.
+
+    Attributes:
+        changed: set at each change of any peer (samples included) and replaced by a new event.
+        version: number of changes so far.
+        clones: nodes that share an id or a name.
+    """
+
+    def __init__(self, own: str, times: Times, mesh: int, seams: Seams) -> None:
+        self.changed = trio.Event()
+        self.version = 0
+        self._own = own
+        self._times = times
+        self._mesh = mesh
+        self._seams = seams
+        self._entries: dict[str, Entry] = {}
+        self._view: Mapping[str, Peer] | None = None
+        self.clones = Clones()
+
+    # Reading
+
+    def snapshot(self) -> Mapping[str, Peer]:
+        """All peers by id; a read-only view that later changes do not touch, the same one until a change."""
+        if self._view is None:
+            self._view = MappingProxyType({node_id: entry.peer for node_id, entry in self._entries.items()})
+        return self._view
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, node_id: str) -> Peer | None:
+        """One peer, or None."""
+        entry = self._entries.get(node_id)
+        return entry.peer if entry else None
+
+    def here(self, node_id: str) -> bool:
+        """Whether this node is known and neither dead nor left."""
+        entry = self._entries.get(node_id)
+        return entry is not None and entry.peer.state not in GONE
+
+    @property
+    def meshed(self) -> bool:
+        """Whether the fleet is small enough for every node to probe every other."""
+        return len(self._entries) <= self._mesh
+
+    @property
+    def stretch(self) -> float:
+        """What ``suspect_s`` and ``dead_s`` are multiplied with."""
+        return 1.0 if self.meshed else 1 + math.log2(len(self._entries) / self._mesh)
+
+    def silence(self, node_id: str, now: float) -> float:
+        """Seconds since there was any evidence for the node that counts; infinite for an unknown one."""
+        entry = self._entries.get(node_id)
+        return math.inf if entry is None else now - self._evidence(entry)
+
+    # Evidence
+
+    def heard(
+        self,
+        info: NodeInfo,
+        sample: Sample | None,
+        now: float,
+        *,
+        address: str = "",
+        rtt_s: float | None = None,
+    ) -> bool:
+        """The node itself spoke to us.
+
+        Returns:
+            Whether it counts as alive now; False for a late word of a node that has said goodbye.
+        """
+        entry = self._entries.get(info.id)
+        if entry is None:
+            if info.id == self._own:
+                return False
+            peer = Peer(info=info, state=PeerState.ALIVE, since=self._seams.wall())
+            entry = self._entries[info.id] = Entry(peer=peer, changed_at=now)
+            log.info("node found", node=info.id, name=info.name, address=address or info.addresses)
+        known = entry.peer.info
+        if entry.peer.state is PeerState.LEFT and not _newer(info, known):
+            return False
+        self.clones.check(info, known)
+        entry.heard, entry.down, entry.cut = now, "", False
+        fields: dict[str, object] = {"reason": self.clones.about(info.id)}
+        if info != known and (_newer(info, known) or info.incarnation == known.incarnation):
+            fields["info"] = info
+            self.clones.check_name(info, [other.peer for other in self._entries.values()])
+            fields["reason"] = self.clones.about(info.id)
+        if sample is not None:
+            fields |= {"sample": sample, "sample_at": now}
+        if rtt_s is not None:
+            before = entry.peer.rtt_s
+            fields["rtt_s"] = before + RTT_GAIN * (rtt_s - before) if before else rtt_s
+        if address:
+            fields["address"] = address
+        entry.peer = msgspec.structs.replace(entry.peer, **fields)
+        self._set_state(entry, PeerState.ALIVE, now, str(fields["reason"]))
+        self._touch()
+        return True
+
+    def told(self, digest: Digest, now: float) -> None:
+        """Another node says what it believes of a third one; unknown nodes are not added by words alone."""
+        entry = self._entries.get(digest.id)
+        if entry is None or digest.incarnation < entry.peer.info.incarnation:
+            return
+        if digest.state is PeerState.LEFT:
+            self.left(digest.id, now)
+        elif entry.peer.state is not PeerState.LEFT or digest.incarnation > entry.peer.info.incarnation:
+            # Ages come from outside: the future is not evidence, and old news changes nothing.
+            age = max(digest.age_s, 0.0)
+            if age < self._times.dead_s * self.stretch and now - age > entry.told:
+                entry.told = now - age
+                self._judge(entry, now)
+
+    def sampled(self, node_id: str, sample: Sample, now: float) -> None:
+        """A fresh sample of a known peer came with something else, such as a refusal."""
+        entry = self._entries.get(node_id)
+        if entry is not None:
+            entry.peer = msgspec.structs.replace(entry.peer, sample=sample, sample_at=now)
+            self._touch()
+
+    def link_broke(self, node_id: str, why: str, now: float) -> None:
+        """The link to the node ended, not by our wish: it is not chosen until it is heard again."""
+        entry = self._entries.get(node_id)
+        if entry is not None and entry.peer.state is PeerState.ALIVE:
+            entry.down = why or "the link broke"
+            self._set_state(entry, PeerState.SUSPECT, now, entry.down)
+
+    def left(self, node_id: str, now: float) -> None:
+        """The node stops on purpose."""
+        entry = self._entries.get(node_id)
+        if entry is not None:
+            self._set_state(entry, PeerState.LEFT, now, "said goodbye")
+
+    def forget(self, node_id: str) -> bool:
+        """Drop a dead or left node; False for a node that is here or unknown."""
+        entry = self._entries.get(node_id)
+        if entry is None or entry.peer.state not in GONE:
+            return False
+        del self._entries[node_id]
+        self._touch()
+        return True
+
+    # Time
+
+    def judge(self, now: float) -> tuple[str, ...]:
+        """Let time pass.
+
+        Returns:
+            Ids whose links are of no use any more: nodes that died, nodes that only others reach (their old
+            link may hang where a new one would not), and nodes that were forgotten.
+        """
+        ended = []
+        for node_id, entry in list(self._entries.items()):
+            if entry.peer.state in GONE and now - entry.changed_at >= self._times.forget_s:
+                self.forget(node_id)
+                ended.append(node_id)
+            elif entry.peer.state is not PeerState.LEFT:
+                self._judge(entry, now)
+                if not entry.cut and now - self._evidence(entry) >= self._times.dead_s * self.stretch:
+                    entry.cut = True
+                    ended.append(node_id)
+        return tuple(ended)
+
+    def excuse(self, late: float, now: float) -> None:
+        """This node itself did not run for ``late`` seconds: they count against nobody."""
+        for entry in self._entries.values():
+            entry.heard = min(entry.heard + late, now)
+            entry.told = min(entry.told + late, now)
+
+    def digest(self, limit: int, rng: random.Random, now: float, *, receiver: str) -> tuple[Digest, ...]:
+        """What this node tells another: up to ``limit`` random lines, and what it believes of the receiver.
+
+        A receiver that finds itself called left, or known by a higher incarnation than its own, refutes it.
+        """
+        ids = [node_id for node_id in self._entries if node_id != receiver]
+        if len(ids) > limit:
+            ids = rng.sample(ids, limit)
+        if receiver in self._entries:
+            ids.append(receiver)
+        return tuple(self._line(self._entries[node_id], now) for node_id in ids)
+
+    def _line(self, entry: Entry, now: float) -> Digest:
+        info = entry.peer.info
+        age = now - max(entry.heard, entry.told)
+        return Digest(
+            id=info.id,
+            state=entry.peer.state,
+            incarnation=info.incarnation,
+            addresses=info.addresses,
+            wire_port=info.wire_port,
+            age_s=age if math.isfinite(age) else self._times.forget_s,
+        )
+
+    def _evidence(self, entry: Entry) -> float:
+        return entry.heard if self.meshed else max(entry.heard, entry.told)
+
+    def _judge(self, entry: Entry, now: float) -> None:
+        """Give the entry the state that the evidence asks for."""
+        silent = now - self._evidence(entry)
+        unheard = now - max(entry.heard, entry.told)
+        if not entry.down and silent < self._times.suspect_s * self.stretch:
+            state, reason = PeerState.ALIVE, self.clones.about(entry.peer.info.id)
+        elif unheard >= self._times.dead_s * self.stretch:
+            state, reason = PeerState.DEAD, entry.down or f"no answer for {unheard:.1f} s"
+        elif silent >= self._times.dead_s * self.stretch:
+            state, reason = PeerState.SUSPECT, "not reached from here, but by others"
+        else:
+            state, reason = PeerState.SUSPECT, entry.down or "no answer"
+        self._set_state(entry, state, now, reason)
+
+    def _set_state(self, entry: Entry, state: PeerState, now: float, reason: str) -> None:
+        before = entry.peer.state
+        if before is state:
+            if reason != entry.peer.reason:
+                entry.peer = msgspec.structs.replace(entry.peer, reason=reason)
+                self._touch()
+            return
+        entry.changed_at = now
+        if state in GONE:
+            self.clones.forget(entry.peer.info.id)
+        entry.peer = msgspec.structs.replace(entry.peer, state=state, since=self._seams.wall(), reason=reason)
+        say = log.info if state in (PeerState.ALIVE, PeerState.LEFT) else log.warning
+        say(
+            f"node is {state}",
+            node=entry.peer.info.id,
+            name=entry.peer.info.name,
+            was=str(before),
+            reason=reason,
+        )
+        self._touch()
+
+    def _touch(self) -> None:
+        self._view = None
+        self.version += 1
+        before, self.changed = self.changed, trio.Event()
+        before.set()
+
+
+def _newer(info: NodeInfo, known: NodeInfo) -> bool:
+    """A node whose store was made anew counts its starts from one again, so that is newer too."""
+    return info.incarnation > known.incarnation or info.store_id != known.store_id

@@ -1,0 +1,202 @@
+"""How well a node suits a service: pure numbers with reasons for people, higher is better.
+
+A score answers "how soon would this service be done there". The yardstick is a service that needs one second
+of a 1 GHz core::
+
+    score = weight * fresh * cool / (1 / rate + ROUND_TRIPS * rtt)      rate = GHz * idle share * fit
+
+An idle 2.4 GHz node next door scores about 2.4. Nothing left (slots, memory) is 0.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeorch.model import NodeInfo, Sample, Score, TaskSpec
+
+Formula = Literal["edgeorch", "baobab"]
+
+ROUND_TRIPS = 3
+"""What one attempt costs on the wire at least: the offer, the start's report, the end's report."""
+
+UNKNOWN_MHZ = 1000.0
+"""Speed of a CPU that does not tell its own."""
+
+UNMEASURED = 0.01
+"""Rate of a node that has not sent a sample yet: chosen last, but not impossible."""
+
+LEFT_WHEN_BUSY = 0.05
+"""Share of a fully busy CPU that a newcomer still gets: the kernel divides, it does not refuse."""
+
+FRESH_S = 3.0
+FADE_S = 30.0
+"""A sample keeps its full value for one and a half periods, then halves its value after this long."""
+
+HOT_C = 80.0
+HOT_FACTOR = 0.8
+"""From here on small boards slow themselves down."""
+
+BAOBAB_QUEUE = 1000.0
+BAOBAB_SELF_RTT_S = 0.0002
+
+
+@dataclass(frozen=True)
+class Promised:
+    """What this node has placed on a peer since the peer's newest sample.
+
+    Attributes:
+        slots: attempts.
+        cpus: sum of their declared CPUs.
+        memory: sum of their declared memory in bytes.
+    """
+
+    slots: int = 0
+    cpus: float = 0.0
+    memory: int = 0
+
+
+def score(
+    info: NodeInfo,
+    sample: Sample | None,
+    rtt_s: float = 0.0,
+    spec: TaskSpec | None = None,
+    promised: Promised | None = None,
+    *,
+    formula: Formula = "edgeorch",
+    sample_age_s: float = 0.0,
+) -> Score:
+    """The score of one node for one service.
+
+    Args:
+        info: what the node says of itself; its ``weight`` multiplies the score.
+        sample: its newest measurement, None where there is none.
+        rtt_s: round trip to it in seconds, 0 for this node itself.
+        spec: the service; None: any service without declared resources.
+        promised: what was placed there since ``sample``; None: nothing.
+        formula: ``edgeorch``, or ``baobab`` for the original's.
+        sample_age_s: seconds since the sample arrived.
+
+    Returns:
+        A finite value, never negative; 0 means that nothing is left there.
+    """
+    promised = promised or Promised()
+    if sample is None:
+        return Score(value=UNMEASURED, reasons=("no measurements yet",))
+    useless = _senseless(info, sample) or _nothing_left(sample, spec, promised)
+    if useless:
+        return Score(value=0.0, reasons=(useless,))
+    if formula == "baobab":
+        return _original(info, sample, rtt_s)
+    return _soonest(info, sample, spec, promised, rtt_s=max(rtt_s, 0.0), age_s=max(sample_age_s, 0.0))
+
+
+def baobab(u: float, n: float, f: float, b: float, r: float) -> float:
+    """The score of edge-home-orchestration-go, release Baobab (``internal/scoringmgr``), as it computes it.
+
+    It prefers *busier* nodes a little, and clock speed and round trip decide it; kept for comparison only.
+
+    Args:
+        u: CPU usage in percent, 0..100.
+        n: number of logical CPUs.
+        f: highest CPU frequency in MHz.
+        b: "bandwidth": there the mean transmit queue length of the wired and wireless links.
+        r: round trip in seconds; 0 or less adds nothing.
+
+    Returns:
+        The score; 0.0, which means invalid, where the CPUs, their frequency or the bandwidth is missing.
+    """
+    if n <= 0 or f <= 0 or b <= 0:
+        return 0.0
+    cpu = (f**0.66 / 5.66 + max(u, 0.0) ** 0.241 / 3.22 + n**0.3 / 4) / 3
+    net = b**0.9 / 8770
+    rendering = 0.77 * r**-0.43 if r > 0 else 0.0
+    return float(net + cpu / 2 + rendering)
+
+
+def _senseless(info: NodeInfo, sample: Sample) -> str:
+    """A peer's numbers come from outside: infinities and NaN must not order a ranking."""
+    numbers = (sample.cpu_busy, sample.cpu_mhz, sample.load1, sample.cpus_promised, sample.bandwidth_mbps)
+    if all(map(math.isfinite, (*numbers, info.weight))) and info.weight > 0:
+        return ""
+    return "its measurements make no sense"
+
+
+def _nothing_left(sample: Sample, spec: TaskSpec | None, promised: Promised) -> str:
+    if sample.slots_used + promised.slots >= sample.slots:
+        return f"no slot is free: {sample.slots_used + promised.slots} of {sample.slots} used"
+    free = _memory_free(sample, promised)
+    needed = spec.resources.memory if spec else 0
+    if free <= 0 or needed > free:
+        return f"memory: {_mebibytes(free)} left, {_mebibytes(needed)} needed"
+    return ""
+
+
+def _memory_free(sample: Sample, promised: Promised) -> int:
+    """Bytes that nobody uses and nobody has been promised: a running service may still grow into its own."""
+    unpromised = sample.memory_total - sample.memory_promised
+    return max(min(sample.memory_available, unpromised) - promised.memory, 0)
+
+
+def _soonest(
+    info: NodeInfo, sample: Sample, spec: TaskSpec | None, promised: Promised, *, rtt_s: float, age_s: float
+) -> Score:
+    cpus = max(sample.cpus, 1)
+    mhz = sample.cpu_mhz if sample.cpu_mhz > 0 else UNKNOWN_MHZ
+    idle = _idle_share(sample, promised, cpus)
+    needed = spec.resources.cpus if spec else 0.0
+    fit = min(1.0, max(idle, LEFT_WHEN_BUSY) * cpus / needed) if needed else 1.0
+    contended = LEFT_WHEN_BUSY * (1 - idle) / (1 + max(sample.load1, 0.0) / cpus)
+    rate = mhz / 1000 * (idle + contended) * fit
+
+    used = sample.slots_used + promised.slots
+    reasons = [
+        f"{cpus} x {mhz / 1000:.1f} GHz{'' if sample.cpu_mhz > 0 else ' assumed'}, {idle:.0%} idle",
+        f"{used} of {sample.slots} slots used",
+    ]
+    if fit < 1:
+        reasons.append(f"{needed:g} CPUs wanted, {idle * cpus:.1f} free")
+    if rtt_s > 0:
+        reasons.append(f"+{rtt_s * 1000:.1f} ms away")
+    factor = info.weight
+    if info.weight != 1:
+        reasons.append(f"weight {info.weight:g}")
+    if age_s > FRESH_S:
+        factor /= 1 + (age_s - FRESH_S) / FADE_S
+        reasons.append(f"measured {age_s:.0f} s ago")
+    if sample.temperature_c is not None and sample.temperature_c >= HOT_C:
+        factor *= HOT_FACTOR
+        reasons.append(f"hot: {sample.temperature_c:.0f} °C")
+    return Score(value=factor / (1 / rate + ROUND_TRIPS * rtt_s), reasons=tuple(reasons))
+
+
+def _idle_share(sample: Sample, promised: Promised, cpus: int) -> float:
+    """The share of the CPUs that is neither measured as busy nor promised.
+
+    An attempt counts as its slot's share or its declared CPUs, whichever is more: it may not have begun to
+    use what it was given. What was placed since the sample comes on top.
+    """
+    slots = max(sample.slots, 1)
+    busy = max(sample.cpu_busy, sample.cpus_promised / cpus, sample.slots_used / slots)
+    placed = max(promised.cpus / cpus, promised.slots / slots)
+    return min(max(1 - busy - placed, 0.0), 1.0)
+
+
+def _original(info: NodeInfo, sample: Sample, rtt_s: float) -> Score:
+    """The original formula over our measurements.
+
+    u is ``cpu_busy``, n ``cpus``, f ``cpu_mhz``. b is the link speed in Mbit/s; where the link does not tell
+    one, 1000, the transmit queue length of nearly every link. r is the round trip; the node itself, which the
+    original pings over its own address, gets 0.2 ms.
+    """
+    bandwidth = sample.bandwidth_mbps if sample.bandwidth_mbps > 0 else BAOBAB_QUEUE
+    rtt = rtt_s if rtt_s > 0 else BAOBAB_SELF_RTT_S
+    value = baobab(sample.cpu_busy * 100, sample.cpus, sample.cpu_mhz, bandwidth, rtt)
+    reason = (
+        f"original formula: {sample.cpu_busy:.0%} busy, {sample.cpus} x {sample.cpu_mhz:.0f} MHz, "
+        f"bandwidth {bandwidth:.0f}, {rtt * 1000:.1f} ms"
+    )
+    return Score(value=value * info.weight, reasons=(reason,))
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / (1 << 20):.0f} MiB"
