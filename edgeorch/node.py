@@ -331,15 +331,19 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
 
 
 async def _start(node: _Node, services: trio.Nursery, listeners: trio.Nursery) -> None:
-    """Start the parts; each is ready for the next one when it has started."""
+    """Start the parts; each is ready for the next one when it has started.
+
+    Other nodes are heard only after the executor has taken up what runs here: asked earlier, it would deny it.
+    """
+    await node.me.sampler.refresh()
     await services.start(node.watcher.run)
     await services.start(node.links.run)
-    await listeners.start(node.listener.run)
-    await services.start(node.membership.run)
     await services.start(node.me.run)
     await services.start(node.callbacks.run)
     await node.dispatch.start(lambda: services.start(node.executor.run))
     await services.start(node.retention.run)
+    await listeners.start(node.listener.run)
+    await services.start(node.membership.run)
     await services.start(node.server.run)
 
 

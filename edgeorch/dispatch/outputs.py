@@ -183,7 +183,8 @@ class Outputs:
 
     async def _label(self, request: FollowOutput, child: Task, send: trio.MemorySendChannel[Chunk]) -> None:
         label = self.view.name_of(decode(child).placement.node or "")
-        async with send, self._from_origin(request, child) as pieces:
+        asked = msgspec.structs.replace(request, task_id=child.id)
+        async with send, self._from_origin(asked, child) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Chunk):
                     await send.send(msgspec.structs.replace(piece, label=label))

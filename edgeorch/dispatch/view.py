@@ -62,6 +62,7 @@ class View:
             since=self._since,
             sample=self.me.sample(),
             sample_at=trio.current_time(),
+            address=next(iter(self.me.info.addresses), ""),
         )
 
     def peers(self) -> dict[str, Peer]:

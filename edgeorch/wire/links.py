@@ -272,7 +272,7 @@ class Links:
     async def _leave_to_other(self, secured: Secured, node_id: str) -> None:
         """Another dial to the node was first. Nothing was said on this one: its other end forgets it."""
         await trio.aclose_forcefully(secured.stream)
-        if outcome := self._greeting.get(node_id):
+        if (outcome := self._greeting.get(node_id)) is not None:
             await outcome.wait()
             if not self.connected(node_id):
                 raise DialError(f"another dial to node {node_id} failed", reason="crossed")
