@@ -23,7 +23,9 @@ from edgeorch.rest.backend import Backend
 from edgeorch.rest.compat import CompatRoutes
 from edgeorch.rest.decode import check_json, query_of
 from edgeorch.rest.docs import DocsRoutes
+from edgeorch.rest.events import EventRoutes
 from edgeorch.rest.nodes import NodeRoutes
+from edgeorch.rest.output import OutputRoutes
 from edgeorch.rest.probes import ProbeRoutes
 from edgeorch.rest.problems import (
     PROBLEM_TYPE,
@@ -35,7 +37,7 @@ from edgeorch.rest.problems import (
 )
 from edgeorch.rest.rates import Rates
 from edgeorch.rest.routes import Answer, Asked, Route, Sink
-from edgeorch.rest.streams import StreamRoutes, first_error
+from edgeorch.rest.streaming import first_error
 from edgeorch.rest.tasks import TaskRoutes
 
 log = structlog.get_logger()
@@ -85,7 +87,8 @@ def routes_of(
     """The whole route table."""
     described = (
         *TaskRoutes(backend).routes(),
-        *StreamRoutes(backend).routes(),
+        *OutputRoutes(backend).routes(),
+        *EventRoutes(backend).routes(),
         *NodeRoutes(backend, wall).routes(),
         *CompatRoutes(backend).routes(),
         *ProbeRoutes(backend, metrics).routes(),

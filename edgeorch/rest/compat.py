@@ -13,7 +13,6 @@ import msgspec
 
 from edgeorch.docker_options import split
 from edgeorch.errors import (
-    DockerOptionError,
     EdgeorchError,
     ForbiddenError,
     InvalidRequestError,
@@ -94,7 +93,7 @@ class CompatRoutes:
             return _failed(INVALID_PARAMETER, name, str(error), parsed=False)
         try:
             return await self._request(request, asked, key)
-        except (DockerOptionError, InvalidRequestError) as error:
+        except InvalidRequestError as error:
             return _failed(INVALID_PARAMETER, name, str(error), parsed=False)
         except (PolicyError, ForbiddenError) as error:
             return _failed(NOT_ALLOWED_COMMAND, name, str(error))

@@ -7,7 +7,6 @@ deadlines; an unexpected exception ends this connection and nothing else (DESIGN
 import math
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import h11
 import structlog
@@ -36,23 +35,8 @@ PIECE = 65_536
 PIPELINED = 65_536
 """Bytes that may arrive ahead of their turn; reading pauses beyond."""
 TLS_HANDSHAKE = b"\x16"
-_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError, ssl.SSLError)
+_GONE = (trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 _DISCONNECT: ASGIReceiveEvent = {"type": "http.disconnect"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a connection may take. Seconds and bytes."""
-
-    keep_alive_s: float
-    body_timeout_s: float
-    write_timeout_s: float
-    max_body: int
-
-    @classmethod
-    def of(cls, api: Api) -> "Limits":
-        """From the configuration."""
-        return cls(api.keep_alive_s, api.body_timeout_s, api.write_timeout_s, api.max_body)
 
 
 class Connection(TCPServer):
@@ -70,12 +54,12 @@ class Connection(TCPServer):
         context: WorkerContext,
         stream: trio.SocketStream,
         *,
-        limits: Limits,
+        api: Api,
         tls: Callable[[], ssl.SSLContext] | None,
     ) -> None:
         super().__init__(app, config, context, LifespanState({}), stream)  # type: ignore[arg-type]  # plain too
         self.transport = stream
-        self.limits = limits
+        self.api = api
         self.tls = tls
         self.scope = trio.CancelScope()
         self.idle = True
@@ -120,9 +104,8 @@ class Connection(TCPServer):
                 return False
             if first == TLS_HANDSHAKE and self.tls is not None:
                 context = self.tls()
-                context.set_alpn_protocols(
-                    ["http/1.1"]
-                )  # nothing else is spoken, whatever the context's maker says
+                # Nothing else is spoken here, whatever the context's maker says.
+                context.set_alpn_protocols(["http/1.1"])
                 self.stream = trio.SSLStream(self.transport, context, server_side=True, https_compatible=True)
                 await self.stream.do_handshake()
                 return True
@@ -144,7 +127,7 @@ class Connection(TCPServer):
             "HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.2\r\nConnection: Upgrade, close\r\n"
             f"Content-Type: {PROBLEM_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        with trio.move_on_after(self.limits.write_timeout_s):
+        with trio.move_on_after(self.api.write_timeout_s):
             await self.transport.send_all(head.encode() + body)
             await self._linger()
 
@@ -162,7 +145,7 @@ class Connection(TCPServer):
             self.server,
             self.protocol_send,
         )
-        self.http.max_body = self.limits.max_body
+        self.http.max_body = self.api.max_body
         self.http.flush = self.flush
         while await self._request():
             await self._answer()
@@ -175,7 +158,7 @@ class Connection(TCPServer):
         """Wait for a request's head; False: the connection is to be closed."""
         self.idle = self.http.unparsed == 0
         now = trio.current_time()
-        self._due = now + (self.limits.keep_alive_s if self.idle else self.limits.body_timeout_s)
+        self._due = now + (self.api.keep_alive_s if self.idle else self.api.body_timeout_s)
         try:
             await self.http.advance()
             while self._calls.call is None:
@@ -188,7 +171,7 @@ class Connection(TCPServer):
                     return False
                 if self.idle:
                     self.idle = False
-                    self._due = trio.current_time() + self.limits.body_timeout_s
+                    self._due = trio.current_time() + self.api.body_timeout_s
                 self.http.received(data)
                 await self.http.advance()
         except h11.RemoteProtocolError as error:
@@ -227,7 +210,7 @@ class Connection(TCPServer):
 
     async def _skip_body(self) -> None:
         """Read the rest of a body that nobody wanted, if it is short, so that the connection can go on."""
-        left = self.limits.max_body
+        left = self.api.max_body
         try:
             while self.http.connection.their_state is h11.SEND_BODY and left > 0:
                 if self.http.connection.our_state is not h11.DONE:
@@ -299,7 +282,7 @@ class Connection(TCPServer):
         self._torn = True
         try:
             for start in range(0, len(data), PIECE):
-                with trio.fail_after(self.limits.write_timeout_s):
+                with trio.fail_after(self.api.write_timeout_s):
                     await self.stream.send_all(data[start : start + PIECE])
         except (*_GONE, trio.TooSlowError):
             self._gone = True
@@ -309,7 +292,7 @@ class Connection(TCPServer):
 
     async def _say_goodbye(self) -> None:
         """End the connection so that the client still gets all that was sent."""
-        with trio.move_on_after(self.limits.write_timeout_s):
+        with trio.move_on_after(self.api.write_timeout_s):
             if not (self.idle or self.http.request_complete):
                 await self._linger()
             elif self._encrypted:

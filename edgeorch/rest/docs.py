@@ -3,6 +3,7 @@
 import html
 import importlib.resources
 import inspect
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -33,7 +34,8 @@ class DocsRoutes:
     """
 
     def __init__(self, described: Sequence[Route]) -> None:
-        self._openapi = msgspec.json.encode(document([*described, *self._table()]))
+        # Our docstrings write code as reStructuredText does, OpenAPI as CommonMark.
+        self._openapi = msgspec.json.encode(document([*described, *self._table()])).replace(b"``", b"`")
         self._pages = {"/": read_file("index.html"), "/docs": read_file("docs.html")}
         self._pages["/docs/problems"] = problems_page(read_file("problems.html").decode()).encode()
         self._files = {name: read_file(name) for name in _FILES}
@@ -93,6 +95,11 @@ def problems_page(frame: str) -> str:
         rows.append(
             f'<section id="{html.escape(kind.slug)}"><h2>{html.escape(kind.title)}</h2>'
             f'<p><code>{html.escape(kind.slug)}</code> <span class="status">{kind.status}</span></p>'
-            f"<p>{html.escape(text)} {again}</p></section>"
+            f"<p>{_marked(text)} {again}</p></section>"
         )
     return frame.replace("<!-- problems -->", "\n".join(rows))
+
+
+def _marked(text: str) -> str:
+    """A docstring's text as HTML."""
+    return re.sub(r"``(.*?)``", r"<code>\1</code>", html.escape(text))

@@ -33,6 +33,8 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     for route in table:
         operations = paths.setdefault(route.path, {})
         operations[route.method.lower()] = _operation(route, schema_of, components)
+    queries = {route.query.__name__ for route in table}
+    shown = {name: schema for name, schema in components.items() if name not in queries}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -51,7 +53,7 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
         "tags": [{"name": tag} for tag in dict.fromkeys(route.tag for route in table)],
         "paths": paths,
         "components": {
-            "schemas": {**components, "Problem": _problem_schema()},
+            "schemas": {**shown, "Problem": _problem_schema()},
             "responses": {
                 str(status): {
                     "description": text,
@@ -150,7 +152,6 @@ def _path(route: Route) -> list[dict[str, Any]]:
 def _query(route: Route, components: dict[str, Any]) -> list[dict[str, Any]]:
     if route.query is NoQuery:
         return []
-    # Query structs become parameters, so they are no schemas of their own.
     properties = components.get(route.query.__name__, {}).get("properties", {})
     shown = []
     for name, schema in properties.items():
@@ -195,9 +196,10 @@ def _problem_schema() -> dict[str, Any]:
 
 def _problem_texts() -> dict[int, str]:
     """HTTP status to the titles of the problem types that have it."""
-    found: dict[int, list[str]] = {status: [http.HTTPStatus(status).phrase] for status in (408, 415)}
+    found: dict[int, list[str]] = {408: [http.HTTPStatus.REQUEST_TIMEOUT.phrase], 500: [EdgeorchError.title]}
     for kind in sorted(problem_types().values(), key=lambda kind: kind.slug):
         titles = found.setdefault(kind.status, [])
-        if kind.title not in titles and kind is not EdgeorchError:
+        # Other types of status 500 never reach a client: they end a start.
+        if kind.title not in titles and kind.status != EdgeorchError.status:
             titles.append(kind.title)
-    return {status: "; ".join(titles) or EdgeorchError.title for status, titles in sorted(found.items())}
+    return {status: "; ".join(titles) for status, titles in sorted(found.items())}

@@ -17,7 +17,7 @@ from hypercorn.typing import ASGIFramework
 from edgeorch.addresses import allowed_local, is_loopback
 from edgeorch.config import Api, Node
 from edgeorch.errors import StartError
-from edgeorch.rest.connection import Connection, Limits
+from edgeorch.rest.connection import Connection
 
 log = structlog.get_logger()
 
@@ -56,7 +56,6 @@ class Server:
         self._api = api
         self._node = node
         self._tls = tls
-        self._limits = Limits.of(api)
         self._config = Config()
         self._config.errorlog = None
         self._config.include_server_header = False
@@ -110,7 +109,7 @@ class Server:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             connection = Connection(
-                self._app, self._config, self._context, stream, limits=self._limits, tls=self._tls
+                self._app, self._config, self._context, stream, api=self._api, tls=self._tls
             )
         except OSError:  # reset before we looked
             await trio.aclose_forcefully(stream)

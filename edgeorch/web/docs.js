@@ -8,9 +8,9 @@ function element(tag, attributes, ...children) {
   return made;
 }
 
-// ``code`` spans in descriptions.
+// `code` spans in descriptions.
 function prose(text) {
-  return (text || "").split("``").map((part, index) => (index % 2 ? element("code", {}, part) : part));
+  return (text || "").split("`").map((part, index) => (index % 2 ? element("code", {}, part) : part));
 }
 
 function typeOf(schema) {
@@ -44,7 +44,7 @@ function table(heads, rows) {
 function parameters(list) {
   return table(["parameter", "in", "type", ""], list.map((one) => [
     element("code", {}, one.name), one.in, typeOf(one.schema),
-    [...prose(one.description), "default" in one.schema ? ` Default ${JSON.stringify(one.schema.default)}.` : ""],
+    [...prose(one.description), (one.schema.default ?? null) !== null ? ` Default ${JSON.stringify(one.schema.default)}.` : ""],
   ]));
 }
 
@@ -58,7 +58,7 @@ function responses(all, components) {
 }
 
 function operation(method, path, one, components) {
-  const parts = [element("summary", {}, element("span", { class: "method" }, method.toUpperCase()), element("code", {}, path), " ", one.summary)];
+  const parts = [element("summary", {}, element("span", { class: "method" }, method.toUpperCase()), element("code", {}, path), " ", prose(one.summary))];
   if (one.description) parts.push(element("p", {}, prose(one.description)));
   if (one.parameters) parts.push(parameters(one.parameters));
   if (one.requestBody) {
@@ -74,7 +74,7 @@ function schema(name, one) {
   const rows = Object.entries(one.properties || {}).map(([key, value]) => [
     [element("code", {}, key), required.has(key) ? "" : element("span", { class: "note" }, " optional")],
     typeOf(value),
-    [...prose(value.description), "default" in value ? ` Default ${JSON.stringify(value.default)}.` : ""],
+    [...prose(value.description), (value.default ?? null) !== null ? ` Default ${JSON.stringify(value.default)}.` : ""],
   ]);
   return element("section", { id: "schema-" + name },
     element("h3", {}, name), element("p", {}, prose(one.description)),

@@ -21,7 +21,7 @@ from edgeorch.errors import (
     problem_types,
 )
 from edgeorch.model import Event, TaskState
-from edgeorch.rest import streams
+from edgeorch.rest import events
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.tokens import Token, hash_of, new_text, write_tokens
@@ -461,7 +461,7 @@ async def test_events_of_a_task(service, task_id, autojump_clock):
 
         @nursery.start_soon
         async def end():
-            await trio.sleep(streams.KEEP_ALIVE_S * 1.5)
+            await trio.sleep(events.KEEP_ALIVE_S * 1.5)
             service.backend.ended.add(task_id)
             service.backend.tell(Event(task=task_id, at=WALL, type="state", data={"state": "failed"}))
 

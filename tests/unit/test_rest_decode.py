@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from edgeorch.errors import EdgeorchError, InvalidRequestError, TooManyRequestsError
 from edgeorch.rest.compat import OriginalRequest, spec_of
 from edgeorch.rest.decode import check_json, decoded, object_of, query_of, submissions_of
+from edgeorch.rest.output import OutputQuery
 from edgeorch.rest.rates import Rates
-from edgeorch.rest.streams import OutputQuery
 from edgeorch.rest.tasks import ListQuery
 from edgeorch.rest.views import hidden
 

@@ -1,34 +1,25 @@
-"""Routes that stream: output of a task, events."""
+"""Route of output: what a task printed."""
 
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import trio
 
-from edgeorch.errors import EdgeorchError, InvalidRequestError
+from edgeorch.errors import EdgeorchError
 from edgeorch.model import Written
 from edgeorch.rest.backend import Backend
 from edgeorch.rest.problems import problem_of
-from edgeorch.rest.routes import LAST_EVENT_ID, Answer, Asked, Route, Shown, Sink
+from edgeorch.rest.routes import Answer, Asked, Route, Shown, Sink
+from edgeorch.rest.streaming import HEAD_WAIT_S, first_error, pumped
 from edgeorch.rest.tasks import task_id_of
-from edgeorch.rest.views import EventDocument, event_document
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
 
-T = TypeVar("T")
-
-KEEP_ALIVE_S = 15.0
-"""A comment goes out after this much silence, so that proxies and clients see a live stream of events."""
-HEAD_WAIT_S = 0.25
-"""How long the head waits to learn that only a tail is left, or that nothing more comes."""
 HEAD_BYTES = 1 << 19
 """Two tails of the largest ``output.tail_bytes``: more than this is no tail."""
 NDJSON = "application/x-ndjson"
 RAW = "application/octet-stream"
-SSE = "text/event-stream"
-
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 
@@ -71,8 +62,8 @@ class OutputLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """With ``end: error``: problem details."""
 
 
-class StreamRoutes:
-    """Serves output and events."""
+class OutputRoutes:
+    """Serves ``/api/v1/tasks/{id}/output``."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -92,32 +83,6 @@ class StreamRoutes:
         if query.format == "ndjson":
             return Answer(media=NDJSON, play=lambda sink: self._play_lines(request, sink))
         return Answer(media=RAW, play=lambda sink: self._play_raw(request, sink))
-
-    async def events(self, asked: Asked) -> Answer:
-        """Events of one task, or of all tasks that this node accepted."""
-        task_id = task_id_of(asked) if "id" in asked.path else None
-        last = asked.headers.get("last-event-id", "0")
-        if not (last.isascii() and last.isdigit() and len(last) <= 18):
-            raise InvalidRequestError(f"Last-Event-ID must be a number, not {last[:40]!r}")
-
-        async def play(sink: Sink) -> None:
-            async with (
-                self._backend.events(task_id, asked.caller, int(last)) as items,
-                pumped(items) as events,
-            ):
-                item = await _soon(events)
-                if item is _END and last != "0":
-                    # WHATWG HTML §9.2: 204 tells a browser to stop coming back.
-                    await sink.start(status=204)
-                else:
-                    await sink.start()
-                    await sink.write(b": edgeorch\n\n")
-                while item is not _END:
-                    await sink.write(b": keep-alive\n\n" if item is None else _sse(item))
-                    item = await _soon(events, KEEP_ALIVE_S)
-                await sink.end()
-
-        return Answer(media=SSE, play=play)
 
     async def _play_raw(self, request: FollowOutput, sink: Sink) -> None:
         plain = Prefixed()
@@ -190,27 +155,6 @@ class StreamRoutes:
                 description="``Edgeorch-Output: tail-only`` marks output of a node that is gone: the last "
                 "64 KiB of each stream, which the origin kept.",
             ),
-            *(
-                Route(
-                    "GET",
-                    path,
-                    name,
-                    "read",
-                    self.events,
-                    summary,
-                    {
-                        200: Shown("A stream of events.", EventDocument, SSE),
-                        204: Shown("Nothing comes after Last-Event-ID: the task has ended."),
-                    },
-                    problems=(404, 503),
-                    headers=(LAST_EVENT_ID,),
-                    tag="tasks",
-                )
-                for path, name, summary in (
-                    ("/api/v1/tasks/{id}/events", "followTask", "Events of a task, until it has ended"),
-                    ("/api/v1/events", "followTasks", "Events of all tasks that this node accepted"),
-                )
-            ),
         )
 
 
@@ -239,43 +183,6 @@ def _prefixed(label: str, line: bytes) -> bytes:
     return label.encode() + b" | " + line + b"\n"
 
 
-@asynccontextmanager
-async def pumped(items: AsyncIterator[T]) -> AsyncIterator["trio.MemoryReceiveChannel[T]"]:
-    """Items by a channel, because waiting for an iterator cannot be given up without ending the iterator."""
-    send, receive = trio.open_memory_channel[T](0)
-
-    async def pump() -> None:
-        async for item in items:
-            await send.send(item)
-        # Only a good end closes the channel: an error must not look like one, it cancels who waits.
-        send.close()
-
-    async with send, receive, trio.open_nursery() as nursery:
-        nursery.start_soon(pump)
-        yield receive
-        nursery.cancel_scope.cancel()
-
-
-_END: Any = object()
-
-
-async def _soon(channel: "trio.MemoryReceiveChannel[Any]", seconds: float = HEAD_WAIT_S) -> Any:  # noqa: ANN401
-    """The next item, None after this much silence, or ``_END``."""
-    with trio.move_on_after(seconds):
-        try:
-            return await channel.receive()
-        except trio.EndOfChannel:
-            return _END
-    return None
-
-
-def first_error(group: BaseExceptionGroup[EdgeorchError]) -> EdgeorchError:
-    """The first expected error in a group of them."""
-    for error in group.exceptions:
-        return first_error(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("groups are never empty")
-
-
 def _line(piece: Chunk | OutputEnd) -> bytes:
     if isinstance(piece, OutputEnd):
         return msgspec.json.encode(OutputLine(end=piece.why)) + b"\n"
@@ -287,8 +194,3 @@ def _line(piece: Chunk | OutputEnd) -> bytes:
         text = base64.b64encode(piece.data).decode()
         line = OutputLine(stream=piece.stream, offset=piece.offset, data_b64=text, label=piece.label)
     return msgspec.json.encode(line) + b"\n"
-
-
-def _sse(event: Any) -> bytes:  # noqa: ANN401  what the pump gives
-    data = msgspec.json.encode(event_document(event))
-    return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.seq, event.type.encode(), data)
