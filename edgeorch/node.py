@@ -9,7 +9,7 @@ import faulthandler
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ from edgeorch.wire.transport import Tls
 
 log = structlog.get_logger()
 
+REST_S = 5.0
+"""Running requests get 3 s to end, and are cut within this time."""
 STOP_S = 20.0
 """Everything that is still running this long after a stop was asked for is cut."""
 
@@ -83,6 +85,13 @@ class _Node:
     seams: Seams
     started_at: float
     stopping: bool = False
+    served: trio.Event = field(default_factory=trio.Event)
+    """Set when the REST server has ended: every request is answered or cut."""
+
+    async def serve(self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the REST server."""
+        await self.server.run(task_status=task_status)
+        self.served.set()
 
     def reload(self) -> None:
         """SIGHUP: certificates, revocation list, tokens."""
@@ -189,6 +198,8 @@ async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.T
                         notify.stopping("stopping")
                         await node.membership.say_goodbye()
                         await node.server.stop()
+                        with trio.move_on_after(REST_S):
+                            await node.served.wait()
                         listeners.cancel_scope.cancel()
                     services.cancel_scope.cancel()
                 bottom.cancel_scope.cancel()
@@ -333,7 +344,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
 async def _start(node: _Node, services: trio.Nursery, listeners: trio.Nursery) -> None:
     """Start the parts; each is ready for the next one when it has started.
 
-    Other nodes are heard only after the executor has taken up what runs here: asked earlier, it would deny it.
+    Other nodes are heard only after the executor has taken up what runs here: asked before, it would deny it.
     """
     await node.me.sampler.refresh()
     await services.start(node.watcher.run)
@@ -344,7 +355,7 @@ async def _start(node: _Node, services: trio.Nursery, listeners: trio.Nursery) -
     await services.start(node.retention.run)
     await listeners.start(node.listener.run)
     await services.start(node.membership.run)
-    await services.start(node.server.run)
+    await listeners.start(node.serve)
 
 
 def _folders(loaded: Loaded) -> tuple[Path, Path]:

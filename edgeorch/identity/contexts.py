@@ -6,7 +6,7 @@ from pathlib import Path
 from edgeorch.errors import ConfigError
 
 WIRE_ALPN = "edgeorch/1"
-API_ALPN = ("h2", "http/1.1")
+API_ALPN = ("http/1.1",)
 
 
 def wire_context(*, server: bool, ca: bytes, certificate: Path, key: Path) -> ssl.SSLContext:
