@@ -58,9 +58,7 @@ class Leases:
             await trio.sleep(1.0)
             now = self.seams.boottime()
             for entry in list(self.ledger.open.values()):
-                if entry.task.state.terminal:
-                    continue
-                if now >= entry.deadline:
+                if now >= entry.deadline and not entry.task.state.terminal:
                     await self._attempt_to(self._past_deadline, entry)
                 elif now >= entry.expires:
                     await self._attempt_to(self._expired, entry)
@@ -149,7 +147,7 @@ class Leases:
             entry.expires = math.inf
             return
         now = self.seams.boottime()
-        if entry.at_most_once and not entry.task.cancelling:
+        if entry.at_most_once and not entry.task.cancelling and not entry.task.state.terminal:
             if entry.unreachable_at is None:
                 entry.unreachable_at = now
                 since = self.seams.wall() - self.lease.lease_s

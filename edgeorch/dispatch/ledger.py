@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 KEPT_REFUSALS = 8
 """Refused attempts kept per task: enough to see why, bounded for a task that is refused for a week."""
+SETTLE_S = 120.0
+"""The attempt of an ended task (past its deadline) may take this long to report its own end."""
 LATE_REASON = "a late result came after the attempt had been given up"
 
 
@@ -288,6 +290,9 @@ class Ledger:
             if effect is Effect.RELEASE:
                 self.books.release(entry.task.id)
                 entry.expires = math.inf
+                if entry.task.state.terminal and not self._settled(entry):
+                    # Its attempt still runs elsewhere; where nobody ever tells how it ended, forget it.
+                    entry.expires = self.seams.boottime() + SETTLE_S
             elif effect is Effect.QUEUE:
                 self.on_queue(entry, self._backoff(entry))
             elif effect is Effect.NOTIFY_STARTED:

@@ -183,6 +183,19 @@ async def test_the_deadline_ends_every_task(autojump_clock, fleet, nursery):
     assert a.dispatch.ledger.open == {}
 
 
+async def test_a_task_past_its_deadline_on_a_vanished_node_is_not_kept_in_memory(
+    autojump_clock, fleet, nursery
+):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "1000", deadline_s=8, placement={"node": "b"}, retry={"max_attempts": 1})
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    b.crash(host=True)
+    assert (await ended(a, task)).state is T.TIMED_OUT
+    await trio.sleep(200)
+    assert a.dispatch.ledger.open == {}
+    assert attempts(await a.store.task(task.id)) == [("b", A.LOST)]
+
+
 async def test_a_lost_node_is_replaced_after_the_lease(autojump_clock, fleet, nursery):
     a, b, c = await started(fleet, nursery, "a", "b", "c")
     a.me.cpu_busy = c.me.cpu_busy = 0.9
