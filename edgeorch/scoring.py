@@ -8,7 +8,6 @@ of a 1 GHz core::
 An idle 2.4 GHz node next door scores about 2.4. Nothing left (slots, memory) is 0.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +20,12 @@ ROUND_TRIPS = 3
 
 UNKNOWN_MHZ = 1000.0
 """Speed of a CPU that does not tell its own."""
+
+ABSURD = 1e9
+"""No honest measurement is as large; NaN is not less either."""
+
+SLOWEST = 1e-9
+"""Least rate, so that a node without any CPU to give is still somewhere in the order."""
 
 UNMEASURED = 0.01
 """Rate of a node that has not sent a sample yet: chosen last, but not impossible."""
@@ -114,9 +119,9 @@ def baobab(u: float, n: float, f: float, b: float, r: float) -> float:
 
 
 def _senseless(info: NodeInfo, sample: Sample) -> str:
-    """A peer's numbers come from outside: infinities and NaN must not order a ranking."""
+    """A peer's numbers come from outside: infinities, NaN and nonsense must not order a ranking."""
     numbers = (sample.cpu_busy, sample.cpu_mhz, sample.load1, sample.cpus_promised, sample.bandwidth_mbps)
-    if all(map(math.isfinite, (*numbers, info.weight))) and info.weight > 0:
+    if all(abs(number) < ABSURD for number in numbers) and 0 < info.weight < ABSURD:
         return ""
     return "its measurements make no sense"
 
@@ -141,16 +146,16 @@ def _soonest(
     info: NodeInfo, sample: Sample, spec: TaskSpec | None, promised: Promised, *, rtt_s: float, age_s: float
 ) -> Score:
     cpus = max(sample.cpus, 1)
-    mhz = sample.cpu_mhz if sample.cpu_mhz > 0 else UNKNOWN_MHZ
+    mhz = sample.cpu_mhz if sample.cpu_mhz >= 1 else UNKNOWN_MHZ
     idle = _idle_share(sample, promised, cpus)
     needed = spec.resources.cpus if spec else 0.0
     fit = min(1.0, max(idle, LEFT_WHEN_BUSY) * cpus / needed) if needed else 1.0
     contended = LEFT_WHEN_BUSY * (1 - idle) / (1 + max(sample.load1, 0.0) / cpus)
-    rate = mhz / 1000 * (idle + contended) * fit
+    rate = max(mhz / 1000 * (idle + contended) * fit, SLOWEST)
 
     used = sample.slots_used + promised.slots
     reasons = [
-        f"{cpus} x {mhz / 1000:.1f} GHz{'' if sample.cpu_mhz > 0 else ' assumed'}, {idle:.0%} idle",
+        f"{cpus} x {mhz / 1000:.1f} GHz{'' if sample.cpu_mhz >= 1 else ' assumed'}, {idle:.0%} idle",
         f"{used} of {sample.slots} slots used",
     ]
     if fit < 1:

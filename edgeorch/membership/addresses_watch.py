@@ -2,6 +2,7 @@
 
 import errno
 import socket
+from ipaddress import ip_address
 
 import structlog
 import trio
@@ -25,14 +26,22 @@ _RTMGRP_IPV6_IFADDR = 0x100
 def announced(node: Node) -> tuple[tuple[str, str], ...]:
     """(interface, address) of every address to announce: what ``node.listen`` names, else all usable ones.
 
-    The interface of a listed address that is not usable (loopback) is empty.
+    The interface of a listed address that is not usable (loopback) is empty. A listed name is not announced:
+    what it stands for here may be something else elsewhere.
     """
     usable = usable_addresses(node.networks)
-    listed = [address for address in node.listen if address not in ("0.0.0.0", "::")]  # noqa: S104  compared
+    listed = [address for address in node.listen if _specific(address)]
     if not listed:
         return tuple(usable)
     names = {address: name for name, address in usable}
     return tuple((names.get(address, ""), address) for address in listed)
+
+
+def _specific(address: str) -> bool:
+    try:
+        return not ip_address(address).is_unspecified
+    except ValueError:
+        return False
 
 
 class AddressWatch:

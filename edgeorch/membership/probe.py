@@ -96,7 +96,10 @@ class Probe:
     def hear(
         self, info: NodeInfo, sample: Sample | None, *, address: str = "", rtt_s: float | None = None
     ) -> None:
-        """A peer spoke to us."""
+        """A peer spoke to us, over a connection from ``address`` where that is known."""
+        if address and info.addresses and address not in info.addresses:
+            # A connection may come from another address than the one where the node listens.
+            address = info.addresses[0]
         if self._table.heard(info, sample, trio.current_time(), address=address, rtt_s=rtt_s):
             self._met(info)
 

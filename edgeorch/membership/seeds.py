@@ -31,16 +31,18 @@ def parse_seed(seed: str, default_port: int) -> Address:
     Raises:
         StartError: the port is not a number from 1 to 65535, or there is no host.
     """
-    host, port = seed, ""
     if seed.startswith("["):
-        host, _, rest = seed[1:].partition("]")
-        port = rest.removeprefix(":")
+        host, closed, rest = seed[1:].partition("]")
+        colon, port = rest[:1], rest[1:]
+        sound = bool(closed) and colon in ("", ":")
     elif seed.count(":") == 1:
-        host, port = seed.split(":")
-    elif ":" not in seed:
-        port = ""
-    number = int(port) if port.isdecimal() and len(port) < 6 else (0 if port else default_port)
-    if not host or not 1 <= number <= 65535:
+        host, colon, port = seed.partition(":")
+        sound = True
+    else:
+        # A bare IPv6 address has colons of its own.
+        host, colon, port, sound = seed, "", "", True
+    number = default_port if not colon else int(port) if port.isdecimal() and len(port) < 6 else 0
+    if not sound or not host or not 1 <= number <= 65535:
         raise StartError(f"discovery.seeds: {seed!r} is not HOST or HOST:PORT")
     return host, number
 

@@ -8,6 +8,7 @@ from edgeorch.config import Membership
 from edgeorch.errors import ConflictError, NotFoundError, WireError
 from edgeorch.membership.self_info import INCARNATIONS_PER_BOOT
 from edgeorch.model import PeerState
+from edgeorch.wire import From
 from edgeorch.wire.messages import Ping
 
 ALIVE, SUSPECT, DEAD, LEFT = PeerState
@@ -208,6 +209,18 @@ async def test_a_seed_that_is_oneself_or_comes_late(scene, autojump_clock):
     assert not one.table.snapshot()
     two = await VirtualNode(world, "2" * 10, "10.0.0.2").start(nursery)
     assert await one.until(two.id, ALIVE) < 31
+
+
+async def test_the_address_of_a_peer_is_where_it_listens(scene, autojump_clock):
+    world, nursery = scene
+    one, two = await fleet(nursery, world, 2)
+    elsewhere = From(node_id=two.id, name="two", address="10.0.0.77")
+    for message in (two.membership.hello(), Ping(info=two.self_info.info)):
+        if isinstance(message, Ping):
+            await one.membership.handle_ping(elsewhere, message)
+        else:
+            one.membership.on_hello(elsewhere, message, None)
+        assert one.table.get(two.id).address == "10.0.0.2"
 
 
 async def test_a_ping_that_claims_another_node_is_refused(scene, autojump_clock):

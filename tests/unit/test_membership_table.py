@@ -1,0 +1,237 @@
+"""The table's rules, with time handed in."""
+
+import random
+
+import pytest
+import trio
+from membership_world import node_info, sample
+
+from edgeorch.config import Membership
+from edgeorch.errors import StartError
+from edgeorch.membership import SelfInfo, Table
+from edgeorch.membership.seeds import parse_seed, resolve
+from edgeorch.membership.self_info import LARGEST_JUMP, architecture
+from edgeorch.model import PeerState
+from edgeorch.seams import Seams
+from edgeorch.wire.messages import Digest
+
+ALIVE, SUSPECT, DEAD, LEFT = PeerState
+PEER = "b" * 10
+
+
+def make(mesh=64):
+    return Table("a" * 10, Membership(), mesh, Seams(wall=lambda: 1000.0, rng=random.Random(1)))
+
+
+def line(state=ALIVE, incarnation=5, age_s=0.0, node_id=PEER):
+    return Digest(id=node_id, state=state, incarnation=incarnation, addresses=("10.0.0.2",), age_s=age_s)
+
+
+def state(table, node_id=PEER):
+    return table.get(node_id).state
+
+
+@pytest.fixture
+def table():
+    table = make()
+    table.heard(node_info(PEER, incarnation=5), sample(), 0.0, address="10.0.0.2", rtt_s=0.01)
+    return table
+
+
+def test_silence_makes_suspect_then_dead(table):
+    table.judge(1.99)
+    assert state(table) is ALIVE
+    assert table.judge(2.0) == ()
+    assert state(table) is SUSPECT
+    table.judge(3.99)
+    assert state(table) is SUSPECT
+    assert table.judge(4.0) == (PEER,)
+    assert state(table) is DEAD
+    assert table.judge(5.0) == ()
+
+
+def test_an_answer_brings_back_the_dead(table):
+    table.judge(4.0)
+    assert not table.here(PEER)
+    assert table.heard(node_info(PEER, incarnation=5), None, 9.0)
+    assert state(table) is ALIVE
+    assert table.get(PEER).sample is not None
+
+
+def test_a_broken_link_is_suspect_until_heard(table):
+    table.link_broke(PEER, "connection reset", 0.5)
+    assert (state(table), table.get(PEER).reason) == (SUSPECT, "connection reset")
+    table.told(line(age_s=0.1), 0.6)
+    assert state(table) is SUSPECT
+    table.heard(node_info(PEER, incarnation=5), None, 0.7)
+    assert (state(table), table.get(PEER).reason) == (ALIVE, "")
+
+
+def test_words_of_others_keep_it_from_being_dead_but_not_from_being_suspect(table):
+    table.told(line(age_s=0.5), 3.0)
+    table.judge(4.0)
+    assert state(table) is SUSPECT
+    assert "by others" in table.get(PEER).reason
+    assert table.judge(6.6) == ()
+    assert state(table) is DEAD
+
+
+def test_the_link_of_a_node_that_only_others_reach_is_given_up_once(table):
+    table.told(line(age_s=0.5), 3.9)
+    assert table.judge(4.0) == (PEER,)
+    table.told(line(age_s=0.5), 4.5)
+    assert table.judge(4.6) == ()
+
+
+@pytest.mark.parametrize("age", [-100.0, float("nan"), float("inf"), 1e308])
+def test_ages_from_outside_make_nobody_younger_than_now(table, age):
+    table.told(line(age_s=age), 1.0)
+    table.judge(5.01)
+    assert state(table) is DEAD
+
+
+def test_old_words_are_no_evidence(table):
+    table.told(line(incarnation=4, age_s=0.0), 3.0)
+    table.judge(4.0)
+    assert state(table) is DEAD
+
+
+def test_words_alone_add_nobody(table):
+    table.told(line(node_id="z" * 10), 1.0)
+    assert len(table) == 1
+
+
+def test_left_stays_until_a_newer_incarnation(table):
+    table.left(PEER, 1.0)
+    assert not table.heard(node_info(PEER, incarnation=5), None, 1.1)
+    table.told(line(incarnation=5), 1.2)
+    assert state(table) is LEFT
+    table.told(line(incarnation=6, age_s=0.1), 1.3)
+    assert state(table) is ALIVE
+    table.left(PEER, 2.0)
+    assert table.heard(node_info(PEER, incarnation=6), None, 2.1)
+    assert state(table) is ALIVE
+
+
+def test_a_goodbye_to_others_counts_here_too(table):
+    table.told(line(LEFT, incarnation=4), 1.0)
+    assert state(table) is ALIVE
+    table.told(line(LEFT, incarnation=5), 1.0)
+    assert state(table) is LEFT
+
+
+def test_older_facts_do_not_replace_newer(table):
+    table.heard(node_info(PEER, incarnation=7, labels={"v": "7"}), None, 0.1)
+    table.heard(node_info(PEER, incarnation=6, labels={"v": "6"}), None, 0.2)
+    assert table.get(PEER).info.labels == {"v": "7"}
+    table.heard(node_info(PEER, incarnation=1, store_id="new"), None, 0.3)
+    assert table.get(PEER).info.store_id == "new"
+
+
+def test_our_own_delay_counts_against_nobody(table):
+    table.excuse(3.0, 3.5)
+    table.judge(3.5)
+    assert state(table) is ALIVE
+    table.judge(5.01)
+    assert state(table) is SUSPECT
+
+
+def test_snapshots_are_reused_and_do_not_change(table):
+    before = table.snapshot()
+    assert table.snapshot() is before
+    version = table.version
+    table.left(PEER, 1.0)
+    assert table.version > version
+    assert before[PEER].state is ALIVE
+    assert table.snapshot()[PEER].state is LEFT
+    with pytest.raises(TypeError):
+        before["x"] = 1
+
+
+async def test_changed_is_set_and_replaced(table):
+    changed = table.changed
+    table.sampled(PEER, sample(slots_used=3), 0.4)
+    assert changed.is_set()
+    assert not table.changed.is_set()
+    assert (table.get(PEER).sample.slots_used, table.get(PEER).sample_at) == (3, 0.4)
+
+
+def test_round_trips_are_averaged(table):
+    table.heard(node_info(PEER, incarnation=5), None, 1.0, rtt_s=0.09)
+    assert table.get(PEER).rtt_s == pytest.approx(0.02)
+
+
+def test_forget_only_what_is_gone(table):
+    assert not table.forget(PEER)
+    table.left(PEER, 1.0)
+    assert table.forget(PEER)
+    assert not table.forget(PEER)
+
+
+def test_the_digest_is_bounded_and_tells_the_receiver_what_we_think_of_it():
+    table, rng = make(), random.Random(1)
+    for number in range(50):
+        table.heard(node_info(f"{number:010d}"), None, 0.0)
+    lines = table.digest(12, rng, 1.0, receiver=f"{3:010d}")
+    assert len(lines) == 13
+    assert lines[-1].id == f"{3:010d}"
+    assert {line.age_s for line in lines} == {1.0}
+    assert len({line.id for line in lines}) == 13
+
+
+def test_a_large_fleet_lives_by_words_and_has_more_time():
+    table = make(mesh=4)
+    for number in range(16):
+        table.heard(node_info(f"{number:010d}", incarnation=5), None, 0.0)
+    assert table.stretch == 3.0
+    one, other = f"{1:010d}", f"{2:010d}"
+    table.judge(5.9)
+    assert state(table, one) is ALIVE
+    table.told(line(node_id=one, age_s=1.0), 5.9)
+    table.judge(6.0)
+    assert (state(table, one), state(table, other)) == (ALIVE, SUSPECT)
+    table.judge(12.0)
+    assert (state(table, one), state(table, other)) == (SUSPECT, DEAD)
+
+
+async def test_what_a_node_says_of_itself_grows():
+    own = SelfInfo(node_info(incarnation=10))
+    changed = own.changed
+    assert own.change(addresses=("10.0.0.1",)).incarnation == 10
+    assert not changed.is_set()
+    assert own.change(state="draining").incarnation == 11
+    assert changed.is_set()
+    assert own.refute(5).incarnation == 11
+    assert own.refute(11).incarnation == 12
+    assert own.refute(12 + LARGEST_JUMP).incarnation == 12
+    own.leaving = True
+    assert own.refute(12).incarnation == 12
+
+
+def test_architectures_are_named_as_images_name_them():
+    assert [architecture(name) for name in ("x86_64", "aarch64", "armv7l", "riscv64")] == [
+        "amd64",
+        "arm64",
+        "arm",
+        "riscv64",
+    ]
+
+
+def test_seeds_are_read():
+    assert parse_seed("edge1", 56002) == ("edge1", 56002)
+    assert parse_seed("edge1:7", 56002) == ("edge1", 7)
+    assert parse_seed("fd00::1", 56002) == ("fd00::1", 56002)
+    assert parse_seed("[fd00::1]", 56002) == ("fd00::1", 56002)
+    assert parse_seed("[fd00::1]:7", 56002) == ("fd00::1", 7)
+
+
+@pytest.mark.parametrize("seed", ["", ":7", "edge1:", "edge1:x", "edge1:70000", "edge1:0", "[::1", "[::1]x7"])
+def test_bad_seeds_name_themselves(seed):
+    with pytest.raises(StartError, match=r"discovery\.seeds"):
+        parse_seed(seed, 56002)
+
+
+async def test_numbers_are_not_looked_up():
+    limiter = trio.CapacityLimiter(1)
+    limiter.acquire_on_behalf_of_nowait("somebody who holds the only thread")
+    assert await resolve("10.0.0.1", 7, limiter) == [("10.0.0.1", 7)]
