@@ -16,7 +16,7 @@ from edgeorch.docker_options import parse
 from edgeorch.errors import DockerOptionError, DriverError
 from edgeorch.executor import container_body as body
 from edgeorch.executor.container_link import EngineLink
-from edgeorch.executor.container_state import REMOVED, Creation, Watched
+from edgeorch.executor.container_state import REMOVED, Creation, NameTakenError, Watched
 from edgeorch.executor.container_watch import Watch
 from edgeorch.executor.driver import Available, Launch, Progress
 from edgeorch.model import ContainerService, Exit, Handle
@@ -172,15 +172,13 @@ class ContainerDriver:
             self._watch.forget(ref)
             self._watch.remove_soon(ref)
             raise
-        watched.starting = False
+        self._watch.started(watched)
         return watched.handle
 
     def _create(
         self, creation: Creation, launch: Launch, engine: "Engine"
     ) -> "tuple[str, dict[str, Any], EngineStream | None]":
         """In a thread: id, body and output of the new container; no output where it runs already."""
-        from edgeorch.executor.container_engine import NameTakenError
-
         settings = body.body_for(
             launch,
             node_id=self._node_id,

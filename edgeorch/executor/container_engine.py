@@ -15,11 +15,13 @@ import docker.errors
 import requests
 import urllib3.exceptions
 from docker import APIClient
+from docker.constants import MINIMUM_DOCKER_API_VERSION
 from docker.utils import kwargs_from_env, parse_repository_tag
 
 from edgeorch.errors import DriverError
 from edgeorch.executor.container_pull import PullProgress
 from edgeorch.executor.container_socket import away
+from edgeorch.executor.container_state import NameTakenError
 
 CALL_TIMEOUT_S = 60
 PING_TIMEOUT_S = 3
@@ -28,10 +30,6 @@ _CONNECTIONS = 16
 _READ_BYTES = 65_536
 
 _NOT_MODIFIED, _BAD_REQUEST, _NOT_FOUND, _CONFLICT = 304, 400, 404, 409
-
-
-class NameTakenError(DriverError):
-    """There is a container of that name already."""
 
 
 class EngineStream:
@@ -63,13 +61,17 @@ class EngineStream:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """The JSON objects of a stream that has one a line."""
+        """The JSON objects of a stream that has one a line.
+
+        Raises:
+            DriverError: ``driver_unavailable``: this is no Docker Engine.
+        """
         buffer = b""
         while data := self.read():
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
                 if line.strip():
-                    yield json.loads(line)
+                    yield _decoded(line)
 
 
 class Engine:
@@ -85,13 +87,19 @@ class Engine:
         Raises:
             DriverError: ``driver_unavailable``.
         """
-        settings = kwargs_from_env() if from_environment else {}
-        settings["base_url"] = host
         with _translated():
-            self._client = APIClient(
-                version="auto", timeout=CONNECT_TIMEOUT_S, max_pool_size=_CONNECTIONS, **settings
-            )
-            self.version = str(self._client.version()["Version"])
+            settings: dict[str, Any] = dict(kwargs_from_env()) if from_environment else {}
+            settings |= {"base_url": host, "timeout": CONNECT_TIMEOUT_S, "max_pool_size": _CONNECTIONS}
+            # Asked by a client of its own: one whose constructor asks cannot be closed when that fails.
+            asking = APIClient(version=MINIMUM_DOCKER_API_VERSION, **settings)
+            try:
+                facts = asking.version(api_version=False)
+            finally:
+                asking.close()
+            if not {"ApiVersion", "Version"} <= facts.keys():
+                raise away(f"what answers at {host} is no Docker Engine", "check docker.host")
+            self._client = APIClient(version=facts["ApiVersion"], **settings)
+        self.version = str(facts["Version"])
         if self._client.base_url.startswith("http+docker"):
             self._client.trust_env = False  # no proxy and no .netrc for a socket
         self._client.timeout = CALL_TIMEOUT_S
@@ -122,8 +130,8 @@ class Engine:
             DriverError: ``image_unavailable``, or ``driver_unavailable``.
         """
         repository, tag = parse_repository_tag(image)
-        registry, _ = docker.auth.resolve_repository_name(repository)
         with _translated(image, pulling=True):
+            registry, _ = docker.auth.resolve_repository_name(repository)
             credentials = docker.auth.get_config_header(self._client, registry)
             headers = {"X-Registry-Auth": credentials} if credentials else {}
             query = {"fromImage": repository, "tag": tag or "latest"}
@@ -202,7 +210,7 @@ class Engine:
 
     def close_stdin(self, ref: str) -> None:
         """Let an interactive container read the end of its input: the first client that leaves closes it."""
-        with _translated():
+        with _translated(), _ignored(_NOT_FOUND, _CONFLICT):  # it may have ended already
             self._open("POST", f"containers/{ref}/attach", {"stream": 1, "stdin": 1}).close()
 
     def events(self, labels: list[str]) -> EngineStream:
@@ -225,6 +233,16 @@ class Engine:
         return EngineStream(answer)
 
 
+def _decoded(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if not isinstance(message, dict):
+        raise away("the Docker Engine sent what is not JSON")
+    return message
+
+
 @contextmanager
 def _ignored(*statuses: int) -> Iterator[None]:
     try:
@@ -244,6 +262,8 @@ def _translated(image: str = "", *, pulling: bool = False) -> Iterator[None]:
         if pulling:
             raise _unavailable(image, sentence) from error
         raise _of_answer(error.status_code or 500, sentence, image) from error
+    except docker.errors.InvalidRepository as error:
+        raise _unavailable(image, str(error)) from error
     except (requests.Timeout, TimeoutError) as error:
         raise away("the Docker Engine does not answer in time") from error
     except (docker.errors.DockerException, requests.RequestException, OSError) as error:

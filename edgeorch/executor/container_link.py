@@ -144,6 +144,7 @@ class EngineLink:
         finally:
             self._engine = None
             stream.close()
+            engine.close()
             for scope in self._open_calls:
                 scope.cancel()
         raise lost[0] if lost else away("the Docker Engine has closed the connection")
@@ -151,7 +152,9 @@ class EngineLink:
     async def _ping(self, engine: "Engine") -> None:
         while True:
             await trio.sleep(PING_EVERY_S)
-            await trio.to_thread.run_sync(engine.ping, limiter=self._health, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(
+                _check, self._host, engine, limiter=self._health, abandon_on_cancel=True
+            )
 
     async def _read_events(self, stream: "EngineStream", on_event: OnEvent) -> None:
         token = trio.lowlevel.current_trio_token()
@@ -168,6 +171,11 @@ class EngineLink:
             self.available = available
             self.changed.set()
             self.changed = trio.Event()
+
+
+def _check(host: str, engine: "Engine") -> None:
+    look(host)  # says best why nobody answers
+    engine.ping()
 
 
 def _open(host: str, from_environment: bool) -> "Engine":  # noqa: FBT001  run_sync passes by position

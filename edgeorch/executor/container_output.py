@@ -1,5 +1,7 @@
 """A container's output stream to the two capped files."""
 
+import codecs
+import enum
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +10,17 @@ from edgeorch.runner.capped import CappedFile
 
 _HEADER = 8
 _STDERR = 2
+_CHUNK = 65_536
+_EACH_BYTE = "edgeorch-each-byte"
+
+
+class Source(enum.Enum):
+    """What a stream starts with."""
+
+    START = "the container's first byte, and the files are new"
+    REPLAY = "the container's first byte, which the files may hold already"
+    JSON_REPLAY = "the same out of a json-file log, where a byte that is not UTF-8 has become U+FFFD"
+    NOW = "what follows the files' content"
 
 
 class Stream(Protocol):
@@ -57,28 +70,20 @@ class Demux:
                 self._header.clear()
 
 
-def copy(stream: Stream, stdout: Path, stderr: Path, *, max_bytes: int, tty: bool, again: bool) -> None:
-    """Write a stream into the files until it ends.
-
-    Args:
-        stream: what the Engine sends.
-        stdout: capped file.
-        stderr: capped file.
-        max_bytes: cap of each file.
-        tty: the stream is not multiplexed.
-        again: the stream starts with the container's first byte although the files hold some of it; what they
-            hold is skipped.
+def copy(stream: Stream, stdout: Path, stderr: Path, *, max_bytes: int, tty: bool, source: Source) -> None:
+    """Write a stream into the two capped files until it ends; what they hold already is skipped.
 
     Raises:
-        OSError: a file cannot be opened.
+        OSError: a file cannot be opened or read.
     """
     demux = Demux(tty=tty)
+    resume = source is not Source.START
     files = {
-        1: CappedFile(stdout, max_bytes, resume=again),
-        _STDERR: CappedFile(stderr, max_bytes, resume=again),
+        1: CappedFile(stdout, max_bytes, resume=resume),
+        _STDERR: CappedFile(stderr, max_bytes, resume=resume),
     }
-    skip = {number: file.received for number, file in files.items()}
     try:
+        skip = {number: _to_skip(file, source) for number, file in files.items()}
         while data := stream.read():
             for number, piece in demux.feed(data):
                 skipped = min(skip[number], len(piece))
@@ -88,3 +93,33 @@ def copy(stream: Stream, stdout: Path, stderr: Path, *, max_bytes: int, tty: boo
     finally:
         for file in files.values():
             file.close()
+
+
+def _to_skip(file: CappedFile, source: Source) -> int:
+    if source is Source.REPLAY:
+        return file.received
+    if source is Source.JSON_REPLAY:
+        return _json_length(file.path, file.kept) + file.dropped
+    return 0
+
+
+def _json_length(path: Path, length: int) -> int:
+    """How many bytes the first ``length`` bytes of a file have in a json-file log."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors=_EACH_BYTE)
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(min(length, _CHUNK)):
+            length -= len(chunk)
+            total += len(decoder.decode(chunk).encode())
+    pending, _ = decoder.getstate()  # a character that the file's end cuts
+    return total + len(pending)
+
+
+def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    """Go's way: one U+FFFD for each bad byte, where Python makes one for several."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(_EACH_BYTE, _replace_each_byte)

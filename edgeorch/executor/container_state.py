@@ -17,8 +17,14 @@ _SIGNALLED = 128
 _ENGINE_STOPPED = frozenset({128 + signal.SIGTERM, 128 + signal.SIGKILL, 255})
 """Exit codes of containers that end because their Engine does."""
 
+_AWAY = "the node or its Docker Engine was away"
+
 REMOVED = Exit(cause="node_lost", reason="somebody else has removed the container")
 NEVER_STARTED = Exit(cause="node_lost", reason="the node stopped before the container was started")
+
+
+class NameTakenError(DriverError):
+    """The Engine has a container of that name already."""
 
 
 @dataclass(slots=True, eq=False)
@@ -29,9 +35,12 @@ class Watched:
     key: str = ""
     output_max: int = 0
     tty: bool = False
+    json_log: bool = False
     restarts: bool = False
     """The Engine may start it again, so an exit need not be the end."""
     starting: bool = False
+    unsettled: bool = False
+    """Something happened to it while it was being started."""
     oom: bool = False
     exit: Exit | None = None
     exited: trio.Event = field(default_factory=trio.Event)
@@ -82,7 +91,7 @@ def exit_of(state: dict[str, Any], *, outage: bool) -> Exit:
 
     Args:
         state: ``State`` of ``inspect``.
-        outage: the connection to the Engine was lost meanwhile, so that the Engine itself may have ended it.
+        outage: the node or its Engine was away meanwhile, so that a restart of either may have ended it.
     """
     code = int(state.get("ExitCode", 0))
     error = str(state.get("Error") or "")
@@ -93,7 +102,7 @@ def exit_of(state: dict[str, Any], *, outage: bool) -> Exit:
     if code == 0 and not error:
         return Exit(exit_code=0)
     if outage and code in _ENGINE_STOPPED:
-        return Exit(exit_code=code, cause="node_lost", reason="the container ended with its Docker Engine")
+        return Exit(exit_code=code, cause="node_lost", reason=f"ended from outside with {code} while {_AWAY}")
     reason = f"exit code {code}{_signal_name(code)}"
     return Exit(exit_code=code, cause="failed", reason=f"{reason}: {error}" if error else reason)
 

@@ -11,7 +11,7 @@ import trio
 from edgeorch.errors import DriverError
 from edgeorch.executor import container_body as body
 from edgeorch.executor.container_link import EngineLink
-from edgeorch.executor.container_output import copy
+from edgeorch.executor.container_output import Source, copy
 from edgeorch.executor.container_state import NEVER_STARTED, REMOVED, Watched, exit_of
 from edgeorch.model import Exit, Handle
 
@@ -67,7 +67,13 @@ class Watch:
     def add(self, watched: Watched, stream: "EngineStream") -> None:
         """Watch a container that is about to be started; ``stream`` is its output from the beginning."""
         self._watched[watched.handle.ref] = watched
-        self._copy_soon(watched, stream, again=False)
+        self._copy_soon(watched, stream, Source.START)
+
+    def started(self, watched: Watched) -> None:
+        """The Engine has started it; what happened to it meanwhile is looked at now."""
+        watched.starting = False
+        if watched.unsettled:
+            self._tasks.start_soon(self._try_to_settle, watched)
 
     def adopt(self, handle: Handle) -> Watched:
         """The container of a handle. One that is new here is asked for now, or when the Engine is back."""
@@ -124,7 +130,10 @@ class Watch:
         """Ask the Engine how a container is; take up its output where nobody copies it; record its end."""
         ref = watched.handle.ref
         async with watched.settling:
-            if watched.exited.is_set() or watched.starting:
+            if watched.starting:
+                watched.unsettled = True
+                return
+            if watched.exited.is_set():
                 return
             found = await self._link.call(lambda engine: engine.inspect(ref))
             if found is None:
@@ -137,8 +146,11 @@ class Watch:
             watched.key = labels.get(body.ATTEMPT, "")
             watched.output_max = int(labels.get(body.OUTPUT_MAX, "0"))
             watched.tty = found["Config"]["Tty"]
+            watched.json_log = found["HostConfig"]["LogConfig"]["Type"] == "json-file"
             watched.restarts = body.restarts(found)
             running = bool(found["State"]["Running"])
+            # One that has ended before anybody here watched it may have ended with the machine.
+            outage = outage or watched.copied is None
             # Where only this container has ended, the end of its stream was the end of its output.
             incomplete = outage or running or watched.restarts
             if watched.copied is None or (watched.copied.is_set() and incomplete):
@@ -150,6 +162,7 @@ class Watch:
 
     async def _copy_again(self, watched: Watched, *, running: bool) -> None:
         ref = watched.handle.ref
+        source = Source.JSON_REPLAY if watched.json_log else Source.REPLAY
         try:
             stream = await self._link.call(lambda engine: engine.logs(ref))
         except DriverError as error:
@@ -161,16 +174,17 @@ class Watch:
             if not running:
                 return
             stream = await self._link.call(lambda engine: engine.attach(ref))
-        self._copy_soon(watched, stream, again=True)
+            source = Source.NOW
+        self._copy_soon(watched, stream, source)
 
-    def _copy_soon(self, watched: Watched, stream: "EngineStream", *, again: bool) -> None:
+    def _copy_soon(self, watched: Watched, stream: "EngineStream", source: Source) -> None:
         watched.stream, watched.copied = stream, trio.Event()
-        self._tasks.start_soon(partial(self._copy, watched, stream, watched.copied, again=again))
+        self._tasks.start_soon(self._copy, watched, stream, watched.copied, source)
 
-    async def _copy(self, watched: Watched, stream: "EngineStream", done: trio.Event, *, again: bool) -> None:
+    async def _copy(self, watched: Watched, stream: "EngineStream", done: trio.Event, source: Source) -> None:
         stdout, stderr = Path(watched.handle.stdout), Path(watched.handle.stderr)
         work = partial(
-            copy, stream, stdout, stderr, max_bytes=watched.output_max, tty=watched.tty, again=again
+            copy, stream, stdout, stderr, max_bytes=watched.output_max, tty=watched.tty, source=source
         )
         try:
             await trio.to_thread.run_sync(work, limiter=self._followers, abandon_on_cancel=True)

@@ -454,7 +454,9 @@ def normal(container):
     for values in (host["Binds"], host["Ulimits"], container["Config"]["Env"]):
         (values or []).sort(key=str)
     for key in ("CapAdd", "CapDrop"):  # a new docker adds the prefix that the Engine would add anyway
-        host[key] = sorted(name if name == "ALL" else f"CAP_{name.removeprefix('CAP_')}" for name in host[key] or ())
+        host[key] = sorted(
+            name if name == "ALL" else f"CAP_{name.removeprefix('CAP_')}" for name in host[key] or ()
+        )
     # /linked:/own-name/alias
     host["Links"] = [[link.split("/")[1], link.split("/")[-1]] for link in host["Links"] or ()]
     for endpoint in container["NetworkSettings"]["Networks"].values():

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from docker_images import BUSYBOX, busybox_image, docker, inspect, remove
 from edgeorch.errors import DriverError
 from edgeorch.executor.container import ContainerDriver
 from edgeorch.executor.container_engine import Engine
+from edgeorch.executor.container_watch import Watch
 from edgeorch.executor.driver import Launch
 from edgeorch.model import ContainerService, NativeService
 from edgeorch.runner.capped import read_tail
@@ -440,6 +442,49 @@ async def test_cancelling_start_leaves_nothing(driver, launch, store, monkeypatc
     with trio.fail_after(10):
         await removed.wait()
     assert docker("ps", "-aq", "--filter", f"label=edgeorch.store={store}").stdout == ""
+
+
+async def test_an_end_before_start_returns_is_not_missed(make, nursery, launch, monkeypatch):
+    ended = threading.Event()
+    start, on_event = Engine.start, Watch.on_event
+
+    def start_and_wait_for_the_end(self, ref):
+        start(self, ref)
+        assert ended.wait(10)
+
+    def on_event_and_tell(self, event):
+        on_event(self, event)
+        ended.set()
+
+    monkeypatch.setattr(Engine, "start", start_and_wait_for_the_end)
+    monkeypatch.setattr(Watch, "on_event", on_event_and_tell)
+    driver = make()
+    await nursery.start(driver.run)
+    handle, end = await run_to_end(driver, launch("sh", "-c", "echo quick; exit 3"))
+    assert (end.exit_code, end.cause) == (3, "failed")
+    assert stdout(handle) == b"quick\n"
+
+
+async def test_a_kill_while_the_daemon_was_away_is_a_loss(make, launch):
+    async with trio.open_nursery() as nursery:
+        before = make()
+        await nursery.start(before.run)
+        handle = await before.start(launch("sleep", "100"))
+        nursery.cancel_scope.cancel()
+    await in_thread("kill", handle.ref)
+    async with trio.open_nursery() as nursery:
+        after = make()
+        await nursery.start(after.run)
+        with trio.fail_after(10):
+            end = await after.wait(handle)
+        assert (end.exit_code, end.cause) == (137, "node_lost")
+        await after.destroy(handle)
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_interactive_container_may_end_at_once(driver, launch):
+    _, end = await run_to_end(driver, launch("true", options=("-i", "--network", "none")))
+    assert end.exit_code == 0
 
 
 async def test_many_at_once(driver, launch):
