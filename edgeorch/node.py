@@ -18,7 +18,7 @@ import trio
 
 from edgeorch import __version__, docker_options, logs, metrics
 from edgeorch.callbacks import Callbacks
-from edgeorch.config import Loaded
+from edgeorch.config import Config, Loaded
 from edgeorch.dispatch.dispatch import Dispatch
 from edgeorch.dispatch.handlers import add_handlers
 from edgeorch.dispatch.outputs import Outputs
@@ -245,7 +245,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
     """Make every part that needs the store and the drivers; nothing runs yet."""
     config = loaded.config
     state_dir = Path(config.node.state_dir)
-    slots = Slots(config.executor.slots or 2 * cpu_count())
+    slots = Slots(slots_of(config))
     watch = AddressWatch(config.node)
     self_info = SelfInfo(_describe(loaded, identity, store, watch))
 
@@ -391,11 +391,17 @@ def _drivers(
             store_id=store_id,
             tasks_dir=tasks_dir,
             option_files=config.policy.option_files,
+            followers=max(64, slots_of(config)),
         )
     if "native" in config.executor.drivers:
         socket = Path(config.runner.socket) if config.runner.socket else None
         drivers["native"] = NativeDriver(socket=socket, work_dir=tasks_dir, run_dir=run_dir)
     return drivers
+
+
+def slots_of(config: Config) -> int:
+    """How many attempts run here at a time."""
+    return config.executor.slots or 2 * cpu_count()
 
 
 def _native_dirs(drivers: Mapping[str, Driver]) -> list[Path]:
