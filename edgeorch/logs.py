@@ -30,6 +30,21 @@ class _ToJournal:
         raise structlog.DropEvent
 
 
+class _Libraries(logging.Handler):
+    """What libraries (zeroconf, Docker's SDK, asyncio) log, as events of ours: only what matters, one line.
+
+    They show tracebacks for what is no defect, such as a network that has gone; those of errors are kept.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = record.exc_info if record.levelno >= logging.ERROR else None
+        log = structlog.get_logger()
+        try:
+            log.log(record.levelno, record.getMessage(), library=record.name, exc_info=trace)
+        except (OSError, TypeError, ValueError):
+            self.handleError(record)
+
+
 def set_up(settings: Log) -> Literal["text", "json", "journal"]:
     """Configure structlog and the standard library's logging for this process; returns the format."""
     found: Literal["text", "journal"] = "journal" if Journal.here() else "text"
@@ -46,7 +61,12 @@ def set_up(settings: Log) -> Literal["text", "json", "journal"]:
     elif kind == "json":
         last = structlog.processors.JSONRenderer()
     else:
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        # structlog's own choice would print local variables: keys and tokens among them.
+        last = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            pad_event_to=0,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         shared.remove(structlog.processors.format_exc_info)
     structlog.configure(
         processors=[*shared, last],
@@ -54,6 +74,5 @@ def set_up(settings: Log) -> Literal["text", "json", "journal"]:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
-    # Libraries (Hypercorn, zeroconf, docker) use the standard library's logging: only what matters, one line.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
     return kind
