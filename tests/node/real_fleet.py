@@ -65,7 +65,7 @@ class RealNode:
         log = (self.folder / "log").open("ab")
         with log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edgeorch", "node", "--config", self.folder / "edgeorch.toml"],
+                self.command(),
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -74,6 +74,13 @@ class RealNode:
         eventually(self.serves, f"{self.name} serves; its log: {self.folder}/log")
         self.id = self.get("/api/v1/nodes/self")["id"]
         return self
+
+    def command(self):
+        return [sys.executable, "-m", "edgeorch", "node", "--config", str(self.folder / "edgeorch.toml")]
+
+    def connection(self):
+        """To its REST port."""
+        return http.client.HTTPConnection(self.host, self.fleet.api, timeout=PATIENCE_S)
 
     def serves(self):
         assert self.process.poll() is None, self.log()
@@ -99,6 +106,9 @@ class RealNode:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def reload(self):
+        self.process.send_signal(signal.SIGHUP)
+
     def stop(self):
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
@@ -107,8 +117,7 @@ class RealNode:
         return None
 
     def request(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection(self.host, self.fleet.api, timeout=PATIENCE_S)
-        with contextlib.closing(connection):
+        with contextlib.closing(self.connection()) as connection:
             names = {"Content-Type": "application/json"} if body is not None else {}
             text = json.dumps(body) if isinstance(body, dict | list) else body
             connection.request(method, path, text, names | headers)
