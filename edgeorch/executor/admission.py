@@ -25,8 +25,8 @@ class Refusal(EdgeorchError):  # noqa: N818  the word of the protocol
     title = "The node does not take the task"
     status = 409
 
-    def __init__(self, cause: Cause, detail: str) -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, hint: str = "", cause: Cause = "busy") -> None:
+        super().__init__(detail, hint=hint)
         self.cause: Cause = cause
 
 
@@ -46,25 +46,27 @@ def decide(
         Refusal: with the cause and one sentence.
     """
     if info.state != "ready":
-        raise Refusal("draining", f"{info.name} is {info.state}")
+        raise Refusal(f"{info.name} is {info.state}", cause="draining")
     missing = [feature for feature in offer.requires if feature not in FEATURES]
     if missing:
-        raise Refusal("unsupported", f"{info.name} ({info.version}) lacks: {', '.join(missing)}")
+        raise Refusal(f"{info.name} ({info.version}) lacks: {', '.join(missing)}", cause="unsupported")
     try:
         spec = msgspec.json.decode(offer.spec, type=TaskSpec)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal("unsupported", f"{info.name} ({info.version}) cannot read the task: {error}") from None
+        raise Refusal(
+            f"{info.name} ({info.version}) cannot read the task: {error}", cause="unsupported"
+        ) from None
     reason = mismatch(spec, info, accepting="")
     service = choose_service(spec.service, info.drivers)
     if reason or service is None:
-        raise Refusal("constraint" if service else "driver", f"{info.name}: {reason}")
+        raise Refusal(f"{info.name}: {reason}", cause="constraint" if service else "driver")
     try:
         check_policy(service, spec.name, offer.caller)
     except PolicyError as error:
-        raise Refusal("policy", str(error)) from None
+        raise Refusal(str(error), cause="policy") from None
     if slots.full:
-        raise Refusal("busy", f"{info.name}: all {slots.total} slots are in use")
+        raise Refusal(f"{info.name}: all {slots.total} slots are in use", cause="busy")
     free = sample.memory_available - slots.load().memory
     if spec.resources.memory > free > 0:
-        raise Refusal("busy", f"{info.name}: {spec.resources.memory} bytes of memory are not free")
+        raise Refusal(f"{info.name}: {spec.resources.memory} bytes of memory are not free", cause="busy")
     return spec, service
