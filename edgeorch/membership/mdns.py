@@ -90,7 +90,7 @@ class Mdns:
         """Browse and announce until cancelled, then say goodbye. A LAN without multicast is only logged."""
         self._token = trio.lowlevel.current_trio_token()
         task_status.started()
-        pause = FIRST_RETRY_S
+        pause, said = FIRST_RETRY_S, ""
         while True:
             changed = self._watch.changed
             addresses = self._watch.addresses
@@ -100,14 +100,15 @@ class Mdns:
                 else:
                     await changed.wait()
             except (OSError, zeroconf.Error, RuntimeError) as error:
-                log.warning(
-                    "mDNS does not work now", reason=str(error) or type(error).__name__, retry_s=pause
-                )
+                reason = str(error) or type(error).__name__
+                if reason != said:
+                    log.warning("mDNS does not work now, trying again", reason=reason)
+                    said = reason
                 with trio.move_on_after(pause):
                     await changed.wait()
                 pause = min(pause * 2, LONGEST_RETRY_S)
             else:
-                pause = FIRST_RETRY_S
+                pause, said = FIRST_RETRY_S, ""
 
     async def _serve(self, addresses: tuple[str, ...], changed: trio.Event) -> None:
         """One life of the responder, until the addresses change."""
@@ -115,17 +116,16 @@ class Mdns:
         try:
             await self._blocking(responder.open)
             log.info("mDNS listens", addresses=list(addresses))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._announce, responder, addresses)
+            await _either(self._ready, changed)
+            if not changed.is_set():
+                await self._announce(responder, addresses)
                 await changed.wait()
-                nursery.cancel_scope.cancel()
         finally:
             # Goodbyes are for others: a LAN that is gone must not hold up the stop.
             with trio.move_on_after(CLOSE_S, shield=True):
                 await self._blocking(responder.close)
 
     async def _announce(self, responder: Responder, addresses: tuple[str, ...]) -> None:
-        await self._ready.wait()
         info = self._self_info.info
         announcement = Announcement(
             node_id=info.id,
@@ -175,3 +175,14 @@ class Mdns:
         """Loopback leads to another node only between nodes that announce loopback themselves."""
         local = all(is_loopback(address) for address in self._watch.addresses)
         return [address for address in found.addresses if local or not is_loopback(address)]
+
+
+async def _either(one: trio.Event, other: trio.Event) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait, one)
+        nursery.start_soon(wait, other)
