@@ -6,13 +6,12 @@ mind in between leads nowhere else. Redirects are not followed.
 """
 
 import ipaddress
+import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
-from urllib.parse import urlsplit, urlunsplit
+from typing import TYPE_CHECKING, NoReturn
 
-import httpx2
 import msgspec
 import structlog
 import trio
@@ -23,11 +22,15 @@ from edgeorch.model import Task, TaskSpec, TaskState
 from edgeorch.seams import Seams
 from edgeorch.store import Callback, DropCallback, PutCallback, TaskChange, TaskStore
 
+if TYPE_CHECKING:
+    import httpx2
+
 log = structlog.get_logger()
 
 AT_ONCE = 16
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 300.0
+READ_AGAIN_S = 5.0
 ORIGINAL_STATUS = {TaskState.RUNNING: "Started", TaskState.SUCCEEDED: "Finished"}
 
 
@@ -58,7 +61,11 @@ class Callbacks:
         self._address_of = address_of
         self._number = 0
         self._wake = trio.Event()
+        self._made: set[str] = set()
+        """Made here and not yet found in the outbox."""
         self._busy: set[str] = set()
+        self._client: httpx2.AsyncClient | None = None
+        """Made for the first callback, and never closed: it keeps no connections."""
         self._limiter = trio.CapacityLimiter(AT_ONCE)
         self._resolving = trio.CapacityLimiter(4)
         self.delivered = 0
@@ -79,28 +86,45 @@ class Callbacks:
             body=self._body(task, kind),
             created_at=self.seams.wall(),
         )
+        self._made.add(callback.id)
         return (PutCallback(callback=callback),)
 
     def wake(self) -> None:
-        """There is something new in the outbox."""
-        self._wake.set()
+        """There may be something new in the outbox; it is read only where a callback was made."""
+        if self._made:
+            self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Deliver until cancelled; what is left in the outbox goes out after the next start."""
-        async with _client() as client, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            pause = await self._start_waiting(nursery)
             task_status.started()
             while True:
-                self._wake = trio.Event()
-                waiting: dict[str, list[Callback]] = {}
-                for callback in await self._outbox():
-                    waiting.setdefault(callback.task_id, []).append(callback)
-                for task_id, callbacks in waiting.items():
-                    if task_id not in self._busy:
-                        self._busy.add(task_id)
-                        callbacks.sort(key=lambda one: one.number)
-                        nursery.start_soon(self._deliver_all, client, task_id, callbacks)
-                await self._wake.wait()
+                with trio.move_on_after(pause):
+                    await self._wake.wait()
+                pause = await self._start_waiting(nursery)
         raise AssertionError("unreachable")
+
+    async def _start_waiting(self, nursery: trio.Nursery) -> float:
+        """Deliver what the outbox holds of tasks that are not busy; how long to wait for a wake-up."""
+        self._wake = trio.Event()
+        try:
+            outbox = await self.store.callbacks()
+        except StorageError as error:
+            log.warning("cannot read the outbox", reason=str(error))
+            return READ_AGAIN_S
+        waiting: dict[str, list[Callback]] = {}
+        for callback in outbox:
+            waiting.setdefault(callback.task_id, []).append(callback)
+            self._made.discard(callback.id)
+            # The clock may have been set back over a restart: new numbers stay above those that wait.
+            self._number = max(self._number, callback.number)
+        for task_id, callbacks in waiting.items():
+            if task_id not in self._busy:
+                self._busy.add(task_id)
+                callbacks.sort(key=lambda one: one.number)
+                nursery.start_soon(self._deliver_all, task_id, callbacks)
+        return math.inf
 
     def statistics(self) -> dict[str, int]:
         """Counts for ``/metrics``."""
@@ -136,29 +160,20 @@ class Callbacks:
             }
         )
 
-    async def _outbox(self) -> list[Callback]:
-        try:
-            return await self.store.callbacks()
-        except StorageError as error:
-            log.warning("cannot read the outbox", reason=str(error))
-            return []
-
-    async def _deliver_all(
-        self, client: httpx2.AsyncClient, task_id: str, callbacks: Sequence[Callback]
-    ) -> None:
+    async def _deliver_all(self, task_id: str, callbacks: Sequence[Callback]) -> None:
         for callback in callbacks:
-            await self._deliver(client, callback)
+            await self._deliver(callback)
         self._busy.discard(task_id)
         self._wake.set()
 
-    async def _deliver(self, client: httpx2.AsyncClient, callback: Callback) -> None:
+    async def _deliver(self, callback: Callback) -> None:
         """Try until it is taken, refused for good, or too old; then forget it."""
         wait_s = FIRST_WAIT_S
         told = False
         while True:
             try:
                 async with self._limiter:
-                    await self._send(client, callback)
+                    await self._send(callback)
                 self.delivered += 1
                 break
             except NotDeliveredError as error:
@@ -184,31 +199,55 @@ class Callbacks:
             else:
                 return
 
-    async def _send(self, client: httpx2.AsyncClient, callback: Callback) -> None:
-        with _too_slow(self.settings.timeout_s):
-            parts = urlsplit(callback.url)
-            host, port = parts.hostname or "", parts.port
-            address = await self._resolve(host, port or (443 if parts.scheme == "https" else 80))
-            check_address(address, loopback=callback.loopback)
-            literal = f"[{address}]" if ":" in address else address
-            url = urlunsplit(parts._replace(netloc=f"{literal}:{port}" if port else literal))
-            try:
-                answer = await client.post(
-                    url,
-                    content=callback.body,
-                    headers={
-                        "Host": parts.netloc,
-                        "Content-Type": "application/json",
-                        "Idempotency-Key": callback.id,
-                    },
-                    extensions={"sni_hostname": host},
-                )
-            except httpx2.HTTPError as error:
-                raise NotDeliveredError(f"{parts.netloc}: {str(error) or type(error).__name__}") from None
-        if not 200 <= answer.status_code < 300:
-            raise NotDeliveredError(f"{parts.netloc} answered {answer.status_code}")
+    async def _send(self, callback: Callback) -> None:
+        import httpx2
 
-    async def _resolve(self, host: str, port: int) -> str:
+        try:
+            url = httpx2.URL(callback.url)
+        except httpx2.InvalidURL as error:
+            raise NotDeliveredError(f"the URL cannot be used: {error}", final=True) from None
+        place = url.netloc.decode("ascii")
+        try:
+            with _too_slow(self.settings.timeout_s):
+                status = await self._post(url, callback)
+        except httpx2.HTTPError as error:
+            raise NotDeliveredError(f"{place}: {str(error) or type(error).__name__}") from None
+        if not 200 <= status < 300:
+            raise NotDeliveredError(f"{place} answered {status}")
+
+    async def _post(self, url: "httpx2.URL", callback: Callback) -> int:
+        """The status of the answer of the first allowed address that takes the connection."""
+        import httpx2
+
+        self._client = self._client or _client()
+        host = url.raw_host.decode("ascii")
+        addresses = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
+        allowed = [address for address in addresses if not why_refused(address, loopback=callback.loopback)]
+        if not allowed:
+            raise NotDeliveredError(why_refused(addresses[0], loopback=callback.loopback), final=True)
+        headers = {
+            "Host": url.netloc.decode("ascii"),
+            "Content-Type": "application/json",
+            "Idempotency-Key": callback.id,
+        }
+        for address in allowed:
+            # The body of the answer stays unread: nobody needs it, and it may be of any size.
+            call = self._client.stream(
+                "POST",
+                url.copy_with(host=address),
+                content=callback.body,
+                headers=headers,
+                extensions={"sni_hostname": host},
+            )
+            try:
+                async with call as answer:
+                    return answer.status_code
+            except httpx2.ConnectError:
+                if address == allowed[-1]:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _resolve(self, host: str, port: int) -> list[str]:
         try:
             found = await trio.to_thread.run_sync(
                 lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
@@ -217,29 +256,31 @@ class Callbacks:
             )
         except (OSError, UnicodeError) as error:
             raise NotDeliveredError(f"{host}: {error}") from None
-        return str(found[0][4][0])
+        return list(dict.fromkeys(str(one[4][0]) for one in found))
 
 
-def _client() -> httpx2.AsyncClient:
-    limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+def _client() -> "httpx2.AsyncClient":
+    import httpx2  # some megabytes that a node without callbacks need not hold
+
+    # No connection is kept: it was verified for one name, and another name may have the same address.
+    limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=0)
     # The deadline around each try covers name, connection and answer; proxies would see the checked address.
     return httpx2.AsyncClient(limits=limits, timeout=None, follow_redirects=False, trust_env=False)
 
 
-def check_address(address: str, *, loopback: bool) -> None:
-    """Refuse addresses that a callback must not reach through this node.
+def why_refused(address: str, *, loopback: bool) -> str:
+    """Why a callback must not reach an address through this node; empty where it may.
 
-    Raises:
-        NotDeliveredError: final; the address is loopback for a request that did not come over loopback, or
-            link-local (where clouds keep their metadata services), multicast or unspecified.
+    Refused are loopback for a request that did not come over loopback, and always link-local (where clouds
+    keep their metadata services), multicast and unspecified addresses.
     """
     found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(found, "ipv4_mapped", None)
-    found = mapped or found
+    found = getattr(found, "ipv4_mapped", None) or found
     if found.is_loopback and not loopback:
-        raise NotDeliveredError(f"{address} is a loopback address", final=True)
+        return f"{address} is a loopback address"
     if found.is_link_local or found.is_multicast or found.is_unspecified:
-        raise NotDeliveredError(f"{address} is not an address for callbacks", final=True)
+        return f"{address} is not an address for callbacks"
+    return ""
 
 
 @contextmanager

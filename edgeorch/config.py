@@ -5,6 +5,7 @@ A value comes from ``EDGEORCH_SECTION_KEY`` in the environment, else from the TO
 
 import difflib
 import os
+import re
 import socket
 import tomllib
 import types
@@ -265,9 +266,10 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
         ConfigError: the file cannot be read or parsed, or a setting is unknown or has a wrong value. The
             message names file or variable, key and reason, and suggests the nearest key for a typo.
     """
-    if path is None and DEFAULT_PATH.exists():
+    tree = _read(path or DEFAULT_PATH, optional=path is None)
+    if path is None and tree is not None:
         path = DEFAULT_PATH
-    tree = _read(path) if path else {}
+    tree = tree or {}
     origins: dict[str, str] = {}
     for section, part in tree.items():
         _check_name(section, Config.__struct_fields__, f"{path}", "section")
@@ -282,22 +284,31 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
-        reason, _, where = str(error).partition(" - at `$.")
-        dotted = where.rstrip("`")
-        source = origins.get(".".join(dotted.split("[")[0].split(".")[:2]), str(path))
-        raise ConfigError(f"{source}: {dotted}: {reason}") from None
+        reason, dotted = _reason_and_key(str(error))
+        raise ConfigError(f"{origins.get(dotted, path)}: {dotted}: {reason}") from None
     _check(config, origins)
     absolute = path.resolve() if path else None
     return Loaded(config=config, path=absolute, origins=types.MappingProxyType(origins))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *, optional: bool) -> dict[str, Any] | None:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if optional and isinstance(error, FileNotFoundError):
+            return None
         raise ConfigError(f"{path}: {error.strerror}", hint="check the path and its permissions") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
+
+
+def _reason_and_key(text: str) -> tuple[str, str]:
+    """What msgspec says, as the reason and ``section.key``: ``REASON - at [`key` in ]`$.section.key…```."""
+    reason, _, where = text.rpartition(" - at ")
+    found = re.search(r"`\$\.(\w+\.\w+)", where)
+    return (reason, found[1]) if found else (text, "")
 
 
 def _section(name: str) -> type[Section]:
@@ -332,7 +343,7 @@ def _parse_env(section: str, key: str, name: str, text: str) -> Any:  # noqa: AN
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         if any(char in text for char in "{}[]\n"):
             raise ConfigError(f"${name}: {text!r} is not a TOML value") from None
         return text
@@ -341,21 +352,24 @@ def _parse_env(section: str, key: str, name: str, text: str) -> Any:  # noqa: AN
 def _check(config: Config, origins: Mapping[str, str]) -> None:
     """Rules over more than one value, or that a type cannot say."""
 
-    def fail(dotted: str, reason: str) -> typing.NoReturn:
-        raise ConfigError(f"{origins.get(dotted, 'default')}: {dotted}: {reason}")
+    def fail(reason: str, *keys: str) -> typing.NoReturn:
+        # Defaults go together, so at least one of the keys was set; it is the one to look at.
+        key = next(key for key in keys if key in origins)
+        raise ConfigError(f"{origins[key]}: {key}: {reason}")
 
     member = config.membership
     if not member.probe_s < member.suspect_s < member.dead_s:
-        fail("membership.dead_s", "needs probe_s < suspect_s < dead_s")
+        keys = ("membership.dead_s", "membership.suspect_s", "membership.probe_s")
+        fail("needs membership.probe_s < suspect_s < dead_s", *keys)
     if not config.lease.renew_s * 2 < config.lease.lease_s:
-        fail("lease.renew_s", "must be less than half of lease.lease_s")
+        fail("lease.renew_s must be less than half of lease.lease_s", "lease.renew_s", "lease.lease_s")
     for network in config.node.networks:
         try:
             ip_network(network)
         except ValueError as error:
-            fail("node.networks", f"{error}")
+            fail(f"{error}", "node.networks")
     if bool(config.api.tls_cert) != bool(config.api.tls_key):
-        fail("api.tls_key", "api.tls_cert and api.tls_key go together")
+        fail("api.tls_cert and api.tls_key go together", "api.tls_cert", "api.tls_key")
     for path in config.policy.host_paths:
         if not path.startswith("/"):
-            fail("policy.host_paths", f"{path!r} must be absolute")
+            fail(f"{path!r} must be absolute", "policy.host_paths")

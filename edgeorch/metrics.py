@@ -10,25 +10,31 @@ Numbers = Callable[[], Any]
 """Gives a mapping or a dataclass of numbers."""
 
 HELP = {
-    "tasks_open": "Tasks of this origin that have not ended",
-    "tasks_ended": "Tasks of this origin that ended since the start",
-    "queued": "Tasks of this origin that wait for a node",
-    "slots": "Attempts that may run here at a time",
-    "slots_used": "Attempts that run here",
-    "peers": "Other nodes by state",
+    "dispatch_tasks_open": "Tasks of this origin that have not ended",
+    "dispatch_tasks_ended": "Tasks of this origin that ended since the start",
+    "dispatch_queued": "Tasks of this origin that wait for a node",
+    "executor_slots": "Attempts that may run here at a time",
+    "executor_slots_used": "Attempts that run here",
+    "membership_peers": "Other nodes by state",
     "certificate_expires": "When this node's certificate ends, seconds since the epoch",
     "start_time": "When this node started, seconds since the epoch",
 }
-COUNTERS = ("ended", "accepted", "refused", "delivered", "dropped", "calls", "frames", "bytes", "requests")
-"""Last words of numbers that only grow; everything else is a gauge."""
+LABELS = {"tasks_open": "state", "peers": "state", "refused": "reason"}
+"""Numbers that come as a mapping, to the name of the label that its keys are values of."""
+COUNTERS = {
+    *("accepted", "dialled", "dial_failures", "streams", "calls", "served", "late_answers", "refused"),
+    *("tasks_ended", "offers_accepted", "offers_refused", "delivered", "dropped"),
+    *("pings_answered", "pings_unanswered", "commits", "transactions", "failures"),
+}
+"""Numbers that only grow; so do those that end with ``_total``. Everything else is a gauge."""
 
 
 def render(parts: Mapping[str, Numbers]) -> bytes:
     """The exposition text.
 
     Args:
-        parts: prefix (empty for none) to the function that gives its numbers. A number under a mapping of
-            mappings becomes one metric with a label: ``{"tasks_open": {"waiting": 2}}``.
+        parts: prefix (empty for none) to the function that gives its numbers. A mapping in them becomes one
+            metric with a label where ``LABELS`` has its name, else one metric per key.
     """
     # Loaded on first use: a node that nobody scrapes need not hold it in memory.
     from prometheus_client import CollectorRegistry, generate_latest
@@ -40,16 +46,16 @@ def render(parts: Mapping[str, Numbers]) -> bytes:
             build.add_metric([__version__], 1)
             yield build
             for prefix, numbers in parts.items():
-                for name, value in _mapping(numbers()).items():
-                    for flat, labelled in _flat((prefix, name), value):
-                        text = HELP.get(flat, flat.replace("_", " "))
-                        counts = flat.endswith(COUNTERS)
-                        kind = CounterMetricFamily if counts else GaugeMetricFamily
-                        labels = ["state"] if any(labelled) else []
-                        family = kind(f"edgeorch_{flat}", text, labels=labels)
-                        for label, number in labelled.items():
-                            family.add_metric([label] if labels else [], float(number))
-                        yield family
+                for path, label, values in _flat((prefix,), _mapping(numbers())):
+                    name = "_".join(part for part in path if part)
+                    counts = path[-1] in COUNTERS or name.endswith("_total")
+                    kind = CounterMetricFamily if counts else GaugeMetricFamily
+                    labels = [label] if label else []
+                    text = HELP.get(name, name.replace("_", " "))
+                    family = kind(f"edgeorch_{name}", text, labels=labels)
+                    for key, number in values.items():
+                        family.add_metric([key] if label else [], number)
+                    yield family
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector())
@@ -60,15 +66,16 @@ def _mapping(numbers: Any) -> Mapping[str, Any]:  # noqa: ANN401  see Numbers
     return asdict(numbers) if is_dataclass(numbers) and not isinstance(numbers, type) else dict(numbers)
 
 
-def _flat(path: tuple[str, ...], value: Any) -> Iterator[tuple[str, dict[str, float]]]:  # noqa: ANN401
-    """(name, label to number) of everything below a value; what is no number is left out."""
-    name = "_".join(part for part in path if part)
+def _flat(
+    path: tuple[str, ...],
+    value: Any,  # noqa: ANN401  see Numbers
+) -> Iterator[tuple[tuple[str, ...], str, dict[str, float]]]:
+    """(path, label, label value to number) of everything below a value; what is no number is left out."""
     if isinstance(value, bool | int | float):
-        yield name, {"": float(value)}
+        yield path, "", {"": float(value)}
     elif isinstance(value, Mapping):
-        numbers = {str(key): float(one) for key, one in value.items() if isinstance(one, int | float)}
-        if numbers and path[-1] in ("tasks_open", "peers", "links", "refusals"):
-            yield name, numbers
+        if path[-1] in LABELS:
+            yield path, LABELS[path[-1]], {str(key): float(one) for key, one in value.items()}
             return
         for key, one in value.items():
             yield from _flat((*path, str(key)), one)

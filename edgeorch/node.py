@@ -134,22 +134,16 @@ class _Node:
         """For ``/metrics``."""
 
         def about_node() -> Mapping[str, Any]:
-            states = dict.fromkeys((str(state) for state in PeerState), 0)
-            for peer in self.membership.table.snapshot().values():
-                states[str(peer.state)] += 1
-            return {
-                "peers": states,
-                "certificate_expires": self.identity.not_after,
-                "start_time": self.started_at,
-            }
+            return {"certificate_expires": self.identity.not_after, "start_time": self.started_at}
 
         return {
             "": about_node,
             "dispatch": self.dispatch.statistics,
+            "executor": self.executor.statistics,
             "callbacks": self.callbacks.statistics,
             "store": self.store.statistics,
             "rest": self.server.statistics,
-            "wire": self.listener.statistics,
+            "wire": lambda: {**self.listener.statistics(), **self.links.statistics()},
             "membership": self.membership.statistics,
         }
 

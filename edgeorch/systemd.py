@@ -3,15 +3,22 @@
 Protocols: sd_notify(3) and systemd.journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL).
 """
 
+import errno
 import os
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import trio
 
-JOURNAL = "/run/systemd/journal/socket"
+JOURNAL = Path("/run/systemd/journal/socket")
+JOURNAL_WAIT_S = 0.1
+"""How long a log line may hold up the node while the journal is busy."""
+SHORT = 32_768
+"""Bytes of a message whose record is too large for one datagram."""
 STATUS_EVERY_S = 1.0
 
 
@@ -30,16 +37,18 @@ class Notify:
         self.watchdog_s = int(usec) / 1e6 if usec.isdigit() else 0.0
         self._status = ""
 
-    def send(self, *lines: str) -> None:
+    def send(self, *lines: str) -> bool:
         """Send assignments such as ``READY=1``; a systemd that does not listen changes nothing for us."""
         if not self._address:
-            return
+            return False
+        text = "\n".join(line.replace("\n", " ") for line in lines)
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             try:
-                sock.sendto("\n".join(lines).encode(), socket.MSG_DONTWAIT, address)
+                sock.sendto(text.encode("utf-8", "replace"), socket.MSG_DONTWAIT, address)
             except OSError:
-                return
+                return False
+        return True
 
     def ready(self) -> None:
         """The node serves."""
@@ -51,9 +60,8 @@ class Notify:
 
     def status(self, text: str) -> None:
         """The line that ``systemctl status`` shows; sent only when it changes."""
-        if text != self._status:
+        if text != self._status and self.send(f"STATUS={text}"):
             self._status = text
-            self.send(f"STATUS={text}")
 
     async def run(
         self, status: Callable[[], str], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -73,21 +81,25 @@ class Notify:
 class Journal:
     """Writes log records with their fields to journald."""
 
-    def __init__(self, path: str = JOURNAL) -> None:
+    def __init__(self, path: Path = JOURNAL) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.connect(path)
+        self._socket.settimeout(JOURNAL_WAIT_S)
+        self._socket.connect(str(path))
 
     def write(self, priority: int, message: str, fields: Mapping[str, object]) -> None:
         """One record; ``fields`` become ``EDGEORCH_NAME``, so that journalctl can select by them."""
         record = {"MESSAGE": message, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "edgeorch"}
-        for name, value in fields.items():
-            key = "".join(char if char.isalnum() else "_" for char in name.upper())
-            record[f"EDGEORCH_{key}"] = str(value)
+        more = {_key(name): str(value) for name, value in fields.items()}
         try:
-            self._socket.send(b"".join(_field(key, value) for key, value in record.items()))
-        except OSError:
-            # A journal that cannot take it (too long, restarting) must not stop the node.
-            return
+            self._send(record | more)
+        except OSError as error:
+            # A journal that cannot take it (restarting, stuck) must not stop the node.
+            if error.errno == errno.EMSGSIZE:
+                with suppress(OSError):
+                    self._send(record | {"MESSAGE": message[:SHORT]})
+
+    def _send(self, record: Mapping[str, str]) -> None:
+        self._socket.send(b"".join(_field(key, value) for key, value in record.items()))
 
     @staticmethod
     def here(env: Mapping[str, str] = os.environ) -> bool:
@@ -95,9 +107,15 @@ class Journal:
         try:
             device, _, inode = env.get("JOURNAL_STREAM", "").partition(":")
             stat = os.fstat(2)
-            return (int(device), int(inode)) == (stat.st_dev, stat.st_ino) and os.path.exists(JOURNAL)  # noqa: PTH110
+            return (int(device), int(inode)) == (stat.st_dev, stat.st_ino) and JOURNAL.exists()
         except (ValueError, OSError):
             return False
+
+
+def _key(name: str) -> str:
+    """The journal drops fields whose names have other characters, or more than 64 of them."""
+    letters = (char if char.isascii() and char.isalnum() else "_" for char in name.upper())
+    return f"EDGEORCH_{''.join(letters)}"[:64]
 
 
 def _field(key: str, value: str) -> bytes:

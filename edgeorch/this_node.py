@@ -67,6 +67,7 @@ class ThisNode:
         async with trio.open_nursery() as nursery:
             for driver in self.drivers.values():
                 nursery.start_soon(self._follow, driver)
+            await trio.sleep_forever()  # a node may have no driver at all
         raise AssertionError("unreachable")
 
     def problems(self) -> list[str]:

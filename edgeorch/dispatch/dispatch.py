@@ -239,8 +239,6 @@ class Dispatch:
             "tasks_open": states,
             "tasks_ended": self.ledger.ended,
             "queued": len(self.ledger.queue),
-            "executor": self.executor.statistics(),
-            "peers": self.peers.statistics(),
         }
 
     def _ended(self, entry: Entry) -> None:

@@ -18,7 +18,7 @@ from edgeorch.dispatch.view import View
 from edgeorch.errors import NodeUnreachableError, NotFoundError, OriginUnreachableError
 from edgeorch.executor.executor import Executor
 from edgeorch.model import Attempt, AttemptState, Handle, Task, TaskSpec
-from edgeorch.output import Watcher, follow
+from edgeorch.output import Watcher, folder_of, follow
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import Chunk, FollowOutput, Message, OutputEnd
 
@@ -100,7 +100,10 @@ class Outputs:
         """The folder of an attempt's output; None where it has none."""
         if handle is not None:
             return Path(handle.stdout).parent
-        return next((root / key for root in self.roots if (root / key).is_dir()), None)
+        try:
+            return next((one for root in self.roots if (one := folder_of(root, key)).is_dir()), None)
+        except ValueError:
+            return None  # a peer asked for something that is no attempt
 
     @trio.as_safe_channel
     async def _from_origin(self, request: FollowOutput, task: Task) -> AsyncGenerator[Piece]:

@@ -25,7 +25,7 @@ class Retention:
         self.settings = settings
         self.ledger = ledger
         self.executor = executor
-        self.roots = tuple(roots)
+        self.roots = tuple(dict.fromkeys(roots))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Clean up until cancelled; a full disk is a reason to go on, not to stop."""
@@ -40,14 +40,19 @@ class Retention:
         try:
             forgotten = await self.ledger.store.prune(before)
         except StorageError as error:
+            # The disk may be full of output, so that is removed all the same.
             log.warning("old tasks cannot be forgotten yet", reason=str(error))
-            return
+        else:
+            if forgotten:
+                log.info("forgot old tasks", count=len(forgotten))
         keep = set(self.executor.lives())
         for root in self.roots:
-            swept = await sweep(
-                root, keep=keep, max_bytes=self.settings.retention_bytes, changed_before=before
-            )
+            try:
+                swept = await sweep(
+                    root, keep=keep, max_bytes=self.settings.retention_bytes, changed_before=before
+                )
+            except OSError as error:
+                log.warning("old output cannot be removed", folder=str(root), reason=error.strerror)
+                continue
             if swept.removed:
                 log.info("removed old output", folders=len(swept.removed))
-        if forgotten:
-            log.info("forgot old tasks", count=len(forgotten))
