@@ -46,7 +46,7 @@ _TOKEN = re.compile(
 _REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{?]")
 _REPETITION = re.compile(r"(?<!\\)[*+{]")
 
-Value: TypeAlias = str | float | tuple[int | str, ...]
+Value: TypeAlias = str | float | tuple[tuple[int, int, str], ...]
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,10 @@ def _number(text: str) -> float:
     return float(found[1]) * _SIZES[found[2]]
 
 
-def _version(text: str) -> tuple[int | str, ...]:
-    # Numbers sort before letters, so that 1.0rc1 < 1.0.1 holds for what releases are called.
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"\d+|[a-z]+", text))  # type: ignore[misc]
+def _version(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Numbers compare as numbers and come before letters."""
+    parts = re.findall(r"\d+|[a-z]+", text)
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts)
 
 
 def _kept(attribute: str, node: NodeInfo) -> tuple[str, ...]:
