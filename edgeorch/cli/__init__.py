@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import click
 
 from edgeorch import __version__
-from edgeorch.errors import ConfigError, EdgeorchError, NodeUnreachableError, OriginUnreachableError
+from edgeorch.errors import (
+    ConfigError,
+    EdgeorchError,
+    IdentityError,
+    NodeUnreachableError,
+    OriginUnreachableError,
+)
 
 EX_CONFIG = 78
 INTERRUPTED = 130
@@ -83,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_code_of(error: EdgeorchError) -> int:
     """The exit code that tells this kind of error."""
-    if isinstance(error, ConfigError):
+    # Keys are part of what a node is given; systemd does not start it again and again on 78.
+    if isinstance(error, (ConfigError, IdentityError)):
         return EX_CONFIG
     if isinstance(error, (NodeUnreachableError, OriginUnreachableError)):
         return 3

@@ -51,6 +51,12 @@ class RealNode:
         fleet.authority.issue(name, [host]).write(self.folder)
         self.id = ""
 
+    def issue_at(self, days, **how):
+        """A certificate for its name as it would have been issued this many days from now."""
+        authority = Authority.open(self.fleet.folder / "ca", wall=lambda: time.time() + days * 86_400)
+        node_id = (self.folder / "node_id").read_text().strip()
+        authority.issue(self.name, [self.host], node_id=node_id, **how).write(self.folder)
+
     def write_config(self, extra=""):
         seeds = [f"{node.host}:{self.fleet.wire}" for node in self.fleet.nodes.values()]
         (self.folder / "edgeorch.toml").write_text(

@@ -54,6 +54,7 @@ def test_usage(words, code, capsys):
     ("error", "code"),
     [
         (errors.ConfigError("x"), 78),
+        (errors.IdentityError("x"), 78),
         (errors.NodeUnreachableError("x"), 3),
         (errors.OriginUnreachableError("x"), 3),
         (errors.UnavailableError("x"), 1),
