@@ -3,7 +3,8 @@
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
@@ -28,6 +29,18 @@ class _ToJournal:
         text = f"{message} {said}".rstrip() + (f"\n{trace}" if trace else "")
         self._journal.write(PRIORITIES.get(method, 6), text, fields)
         raise structlog.DropEvent
+
+
+class _Stderr:
+    """Where lines go; a full disk or a reader that has gone away must not stop the node."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 class _Libraries(logging.Handler):
@@ -71,7 +84,7 @@ def set_up(settings: Log) -> Literal["text", "json", "journal"]:
     structlog.configure(
         processors=[*shared, last],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[settings.level]),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
