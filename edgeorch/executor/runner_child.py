@@ -90,7 +90,8 @@ def _spawn(socket: Path, work_dir: Path) -> tuple[RunnerProcess, int]:
         pid = os.posix_spawn(
             sys.executable,
             argv,
-            os.environ,
+            # Its own READY=1 would tell systemd that the node is.
+            {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
             file_actions=[*actions, (os.POSIX_SPAWN_DUP2, writing, 1)],
             setsid=True,
         )
