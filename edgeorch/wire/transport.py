@@ -16,6 +16,7 @@ _TLS_REASONS = {
     "HTTPS_PROXY_REQUEST": "not_tls",
     "WRONG_VERSION_NUMBER": "not_tls",
     "RECORD_LAYER_FAILURE": "not_tls",
+    "PACKET_LENGTH_TOO_LONG": "not_tls",
     "UNSUPPORTED_PROTOCOL": "old_tls",
     "TLSV1_ALERT_PROTOCOL_VERSION": "old_tls",
     "UNEXPECTED_EOF_WHILE_READING": "closed",
