@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgeorch.client.endpoint import Endpoint, resolve
+if TYPE_CHECKING:
+    from edgeorch.client.endpoint import Endpoint
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -21,6 +22,8 @@ def fleet_command(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--ca", metavar="FILE", help="The fleet's CA certificate (EDGEORCH_CA).")
     @functools.wraps(command)
     def with_endpoint(*args: Any, url: str | None, token: str | None, ca: str | None, **rest: Any) -> Any:  # noqa: ANN401  click's
+        from edgeorch.client.endpoint import resolve  # the daemon's command has no need of the client
+
         endpoint: Endpoint = resolve(url, token, ca)
         return command(endpoint, *args, **rest)
 
