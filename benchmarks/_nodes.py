@@ -19,6 +19,8 @@ REQUEST = {
     "ServiceInfo": [{"ExecutionType": "native", "ExecCmd": ["true"]}],
     "SelfSelection": "true",
 }
+# As it is where edgeorch was installed: its modules are compiled once, not at each start.
+_ENVIRONMENT = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -58,10 +60,14 @@ class Node:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "NOTIFY_SOCKET": str(path)},
+                env={**_ENVIRONMENT, "NOTIFY_SOCKET": str(path)},
             )
-            while b"READY=1" not in told.recv(4096):
-                pass
+            try:
+                while b"READY=1" not in told.recv(4096):
+                    pass
+            except TimeoutError:
+                said = (self.folder / "log").read_text()
+                raise SystemExit(f"{self.name} is not ready after {PATIENCE_S:g} s:\n{said}") from None
             return time.perf_counter() - begun
 
     def connect(self):
