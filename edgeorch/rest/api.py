@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import structlog
 import trio
@@ -9,10 +10,16 @@ from hypercorn.typing import ASGISendCallable
 from quart import request
 from quart.typing import ResponseReturnValue
 from quart.wrappers import Response
+from quart.wrappers import base as wrappers_base
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioResponse
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import (
+    ClientDisconnected,
+    HTTPException,
+    MethodNotAllowed,
+    RequestEntityTooLarge,
+)
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from edgeorch.config import Api
@@ -41,6 +48,9 @@ from edgeorch.rest.streaming import first_error
 from edgeorch.rest.tasks import TaskRoutes
 
 log = structlog.get_logger()
+
+# What reading a body raises when the client has gone; Quart before 0.23 cancels the request instead.
+_Gone: type[Exception] = getattr(wrappers_base, "ClientDisconnectedError", trio.ClosedResourceError)
 
 NOBODY = Caller(token="", role="none")
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
@@ -150,10 +160,13 @@ def _view(route: Route, guard: Guard, max_body: int) -> Callable[..., Awaitable[
 async def _body(limit: int) -> bytes:
     """The request's body, read no further than its limit: Quart 0.23 by itself reads it to the end first."""
     body = bytearray()
-    async for data in request.body:
-        body += data
-        if len(body) > limit:
-            raise RequestEntityTooLarge
+    try:
+        async for data in request.body:
+            body += data
+            if len(body) > limit:
+                raise RequestEntityTooLarge
+    except _Gone:
+        raise ClientDisconnected from None
     return bytes(body)
 
 
@@ -184,6 +197,8 @@ class HttpCall(TrioASGIHTTPConnection):
     """
 
     async def _send_response(self, send: ASGISendCallable, response: Response | WerkzeugResponse) -> None:
+        if getattr(self, "_disconnected", False):
+            return  # Quart 0.23 would raise; an older one has cancelled this task by now
         if not isinstance(response, Streamed) or response.play is None:
             await super()._send_response(send, response)
             return
@@ -236,15 +251,23 @@ class App(QuartTrio):
 
     asgi_http_class = HttpCall
 
-    async def handle_exception(self, error: Exception) -> Response | WerkzeugResponse:
-        """Answer 500 and log the exception; Quart's own would show or raise it."""
+    async def handle_exception(
+        self,
+        *found: Any,  # noqa: ANN401  Quart 0.22 and 0.23 call it differently
+    ) -> Response | WerkzeugResponse:
+        """Answer 500 and log the exception; Quart's own would show or raise it.
+
+        Args:
+            found: the exception; from Quart 0.23 on after the request's context.
+        """
+        context, error = found[:-1], found[-1]
         if not isinstance(error, Exception):  # a group with KeyboardInterrupt and the like in it
             raise error
         log_id = secrets.token_hex(4)
         log.error("A request failed unexpectedly", log_id=log_id, path=request.path, exc_info=error)
-        return await self.finalize_request(
-            problem_response(problem_of_defect(log_id)), from_error_handler=True
-        )
+        response = problem_response(problem_of_defect(log_id))
+        finish: Callable[..., Awaitable[Response | WerkzeugResponse]] = self.finalize_request
+        return await finish(*context, response, from_error_handler=True)
 
 
 def problem_response(problem: Problem) -> Response:
