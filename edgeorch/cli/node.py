@@ -1,12 +1,12 @@
 """``edgeorch node``: the daemon."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from edgeorch import config
 from edgeorch.cli import options, show
+from edgeorch.imports import without
 
 
 @click.command(
@@ -39,26 +39,14 @@ def node(path: Path | None, *, print_config: bool, as_json: bool) -> int:
                 [(key, _text(value), origin) for key, value, origin in loaded.rows()],
             )
         return 0
-    _import_structlog()
+    # structlog loads rich, 3 MB and a sixth of the start, to draw what the daemon never draws.
+    with without("rich"):
+        import structlog  # noqa: F401  for all that follows
     import trio
 
     from edgeorch.node import run_node
 
     return trio.run(run_node, loaded)
-
-
-def _import_structlog() -> None:
-    """Without rich, which structlog loads where it is there: 3 MB and a sixth of the node's start.
-
-    The daemon draws nothing; rich's tracebacks, besides, would write local variables into the log.
-    """
-    if "rich" in sys.modules:
-        return
-    sys.modules["rich"] = None  # type: ignore[assignment]  # how Python is told that there is none
-    try:
-        import structlog  # noqa: F401  for later
-    finally:
-        del sys.modules["rich"]
 
 
 def _text(value: object) -> str:

@@ -1,6 +1,7 @@
 """The connection to the Docker Engine: made, watched, made again; and calls that end when it is lost."""
 
 import random
+import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar
@@ -11,6 +12,7 @@ import trio
 from edgeorch.errors import DriverError
 from edgeorch.executor.container_socket import away, look, resolve
 from edgeorch.executor.driver import Available
+from edgeorch.imports import without
 
 if TYPE_CHECKING:
     from edgeorch.executor.container_engine import Engine, EngineStream
@@ -180,7 +182,10 @@ def _check(host: str, engine: "Engine") -> None:
 
 def _open(host: str, from_environment: bool) -> "Engine":  # noqa: FBT001  run_sync passes by position
     look(host)
-    # only now: a node without an Engine need not load the SDK
-    from edgeorch.executor.container_engine import Engine
+    # Only now: a node without an Engine need not load the SDK. It needs no detection of character sets
+    # (3 MB) either: the Engine speaks UTF-8, which requests then takes for granted after a warning.
+    warnings.filterwarnings("ignore", "Unable to find acceptable character detection dependency")
+    with without("charset_normalizer"):
+        from edgeorch.executor.container_engine import Engine
 
     return Engine(host, from_environment=from_environment)
