@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ class _Node:
     served: trio.Event = field(default_factory=trio.Event)
     """Set when the REST server has ended: every request is answered or cut."""
 
-    async def serve(self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(  # noqa: ASYNC128  the server calls started()
+        self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Run the REST server."""
         await self.server.run(task_status=task_status)
         self.served.set()
@@ -345,7 +348,7 @@ async def _start(node: _Node, services: trio.Nursery, listeners: trio.Nursery) -
     await services.start(node.links.run)
     await services.start(node.me.run)
     await services.start(node.callbacks.run)
-    await node.dispatch.start(lambda: services.start(node.executor.run))
+    await node.dispatch.start(partial(services.start, node.executor.run))
     await services.start(node.retention.run)
     await listeners.start(node.listener.run)
     await services.start(node.membership.run)

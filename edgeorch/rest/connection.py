@@ -17,7 +17,6 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr
-from trio import socket
 
 from edgeorch.addresses import is_loopback
 from edgeorch.config import Api
@@ -99,7 +98,7 @@ class Connection(TCPServer):
     async def _secure(self) -> bool:
         """Finish the handshake, or let plain HTTP pass where it may; False: refused or gone."""
         with trio.move_on_after(HANDSHAKE_S) as limit:
-            first = await self.transport.socket.recv(1, socket.MSG_PEEK)
+            first = await self.transport.socket.recv(1, trio.socket.MSG_PEEK)
             if not first:
                 return False
             if first == TLS_HANDSHAKE and self.tls is not None:

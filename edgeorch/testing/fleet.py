@@ -5,6 +5,7 @@ Nodes know each other from the start; who is alive is what the test says. Meant 
 
 import random
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -185,7 +186,7 @@ class VirtualNode:
                 )
                 self.dispatch.attach(self.executor)
                 add_handlers(handlers, self.dispatch, self.executor)
-                await self.dispatch.start(lambda: nursery.start(self.executor.run))
+                await self.dispatch.start(partial(nursery.start, self.executor.run))
                 self.up = True
                 self.fleet.touch()
                 task_status.started()

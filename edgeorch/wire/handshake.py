@@ -138,7 +138,8 @@ async def receive_greeting(transport: Transport, secured: Secured, ours: Hello) 
             hello = _check(_message(frame), identity, ours)
             kind = _purpose(frame)
         except DialError as error:
-            await connection.send(Kind.LINK, 0, Refused(reason=error.detail))
+            # Cancelled meanwhile, nobody is left who wants the error.
+            await connection.send(Kind.LINK, 0, Refused(reason=error.detail))  # noqa: ASYNC120
             raise
         await connection.send(Kind.LINK, 0, ours)
         return _greeted(connection, identity, hello, dialled=False, kind=kind)

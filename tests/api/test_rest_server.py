@@ -464,7 +464,7 @@ async def test_followed_output_comes_as_it_is_printed():
 
 
 async def test_stop_closes_idle_lets_running_end_and_cuts_the_rest():
-    async with trio.open_nursery() as nursery, serving(keep_alive_s=60) as running:
+    async with serving(keep_alive_s=60) as running, trio.open_nursery() as nursery:
         task_id = await submitted(running)
         running.backend.end = None
         idle = await running.connect()

@@ -238,9 +238,10 @@ async def test_forgers_and_noise_do_no_harm(lan):
             await two.finds(ONE, "10.77.0.1")
         finally:
             forger.kill()
-            await forger.wait()
-            await forger.stdin.aclose()
-            await forger.stdout.aclose()
+            with trio.move_on_after(PATIENCE_S, shield=True):
+                await forger.wait()
+                await forger.stdin.aclose()
+                await forger.stdout.aclose()
         lines = [line for line in one.lines if line["event"] == "found"]
         assert all(line["addresses"] for line in lines if line["id"] != "7" * 10)
         assert one.found() <= {TWO, "6" * 10, "7" * 10}
