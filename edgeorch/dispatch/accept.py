@@ -212,6 +212,7 @@ def _printable(text: str, where: str) -> None:
 
 def _check_url(url: str, caller: Caller, where: str) -> None:
     """A first look; ``callbacks`` checks the address that the name has when it delivers."""
+    _printable(url, where)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port

@@ -478,6 +478,7 @@ async def test_unknown_tasks(autojump_clock, fleet, nursery):
         ({"placement": {"count": 2}}, InvalidRequestError, "placement.count"),
         ({"placement": {"mode": "all", "node": "a"}}, InvalidRequestError, "placement.node"),
         ({"callback_url": "ftp://x"}, InvalidRequestError, "callback_url"),
+        ({"callback_url": "http://x/\x7f"}, InvalidRequestError, "callback_url must be printable"),
         ({"callback_url": "http://127.0.0.1/"}, InvalidRequestError, "loopback"),
         ({"callback_url": "http://u:p@x/"}, InvalidRequestError, "password"),
         ({"name": "a\nb"}, InvalidRequestError, "name"),
