@@ -5,7 +5,7 @@ the target does not answer any more, the origin still has the last part of each 
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -70,8 +70,11 @@ class Outputs:
             return
         forwarded = msgspec.structs.replace(request, caller=self.reader.forwarded(request.caller))
         try:
-            async with self.peers.stream(task.origin, forwarded) as messages:
-                yield _pieces(messages)
+            async with (
+                self.peers.stream(task.origin, forwarded) as messages,
+                aclosing(_pieces(messages)) as pieces,
+            ):
+                yield pieces
         except NodeUnreachableError as error:
             raise OriginUnreachableError(str(error)) from None
 
@@ -91,10 +94,13 @@ class Outputs:
             wanted: dict[StreamName, Path] = {}
         else:
             wanted = {name: folder / name for name in request.streams}
-        async with follow(
-            wanted, watcher=self.watcher, ended=ended, offset=request.offset, tail_lines=request.tail
-        ) as found:
-            yield _chunks(found)
+        async with (
+            follow(
+                wanted, watcher=self.watcher, ended=ended, offset=request.offset, tail_lines=request.tail
+            ) as found,
+            aclosing(_chunks(found)) as chunks,
+        ):
+            yield chunks
 
     def _folder(self, key: str, handle: Handle | None) -> Path | None:
         """The folder of an attempt's output; None where it has none."""
@@ -215,13 +221,13 @@ def _tails(request: FollowOutput, task: Task, attempt: Attempt) -> list[Chunk]:
     ]
 
 
-async def _pieces(messages: AsyncIterator[Message]) -> AsyncIterator[Piece]:
+async def _pieces(messages: AsyncIterator[Message]) -> AsyncGenerator[Piece]:
     async for message in messages:
         if isinstance(message, Chunk | OutputEnd):
             yield message
 
 
-async def _chunks(found: AsyncIterator[tuple[StreamName, int, bytes]]) -> AsyncIterator[Piece]:
+async def _chunks(found: AsyncIterator[tuple[StreamName, int, bytes]]) -> AsyncGenerator[Piece]:
     async for name, offset, data in found:
         yield Chunk(stream=name, offset=offset, data=data)
 

@@ -1,7 +1,7 @@
 """Tasks and events of the whole fleet, read at any node: its own from disk, others over the wire."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -140,12 +140,16 @@ class Reader:
         if origin == self.view.node_id:
             if task_id is not None:
                 await self.local(task_id, caller)
-            yield self._events(task_id, caller, after)
+            async with aclosing(self._events(task_id, caller, after)) as events:
+                yield events
             return
         await self.task(str(task_id), caller)
         request = FollowEvents(caller=self.forwarded(caller), task_id=task_id, after=after)
-        async with self.peers.stream(origin, request) as messages:
-            yield _only_events(messages)
+        async with (
+            self.peers.stream(origin, request) as messages,
+            aclosing(_only_events(messages)) as events,
+        ):
+            yield events
 
     def origin(self, task_id: str) -> str:
         """The id of the node that owns a task.
@@ -198,7 +202,7 @@ class Reader:
                 log.debug("a node did not list its tasks", node=node, reason=str(error))
         return answer
 
-    async def _events(self, task_id: str | None, caller: Caller, after: int) -> AsyncIterator[Event]:
+    async def _events(self, task_id: str | None, caller: Caller, after: int) -> AsyncGenerator[Event]:
         seen: dict[str, bool] = {}
         while True:
             happened = self.ledger.happened
@@ -224,7 +228,7 @@ class Reader:
         return seen[task_id]
 
 
-async def _only_events(messages: AsyncIterator[Message]) -> AsyncIterator[Event]:
+async def _only_events(messages: AsyncIterator[Message]) -> AsyncGenerator[Event]:
     async for message in messages:
         if isinstance(message, Happened):
             yield message.event

@@ -5,14 +5,13 @@ import msgspec
 from edgeorch.errors import InvalidRequestError
 from edgeorch.model import Event
 from edgeorch.rest.backend import Backend
-from edgeorch.rest.routes import LAST_EVENT_ID, Answer, Asked, Route, Shown, Sink
+from edgeorch.rest.routes import LAST_EVENT_ID, SSE, Answer, Asked, Route, Shown, Sink
 from edgeorch.rest.streaming import END, pumped, soon
 from edgeorch.rest.tasks import task_id_of
 from edgeorch.rest.views import EventDocument, event_document
 
 KEEP_ALIVE_S = 15.0
 """A comment goes out after this much silence, so that proxies and clients see a live stream."""
-SSE = "text/event-stream"
 
 
 class EventRoutes:

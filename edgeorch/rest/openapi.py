@@ -10,7 +10,7 @@ import msgspec
 from edgeorch import __version__
 from edgeorch.errors import EdgeorchError, problem_types
 from edgeorch.rest.problems import PROBLEM_TYPE, Problem
-from edgeorch.rest.routes import JSON, NoQuery, Route, Shown
+from edgeorch.rest.routes import JSON, NDJSON, SSE, NoQuery, Route, Shown
 
 REF = "#/components/schemas/{name}"
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -80,7 +80,11 @@ def _kinds(routes: Iterable[Route]) -> Iterator[Any]:
         if route.body is not None:
             yield route.body
         for shown in route.shown.values():
-            yield from _alternatives(shown)
+            yield from _structs(shown)
+
+
+def _structs(shown: Shown) -> tuple[Any, ...]:
+    return (*_alternatives(shown), *([] if shown.lines is None else [shown.lines]))
 
 
 def _alternatives(shown: Shown) -> tuple[Any, ...]:
@@ -124,15 +128,28 @@ def _response(shown: Shown, schema_of: dict[Any, Any]) -> dict[str, Any]:
     schemas = [schema_of[kind] for kind in _alternatives(shown)]
     if schemas:
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-        response["content"] = {shown.media: {"schema": schema}}
+        response["content"] = {shown.media: {"schema": _event(schema) if shown.media == SSE else schema}}
     elif shown.media != JSON:
         response["content"] = {shown.media: {"schema": {"type": "string"}}}
+    if shown.lines is not None:
+        response["content"][NDJSON] = {"schema": schema_of[shown.lines]}
     if shown.headers:
         response["headers"] = {
             name: {"description": _ANSWER_HEADERS[name], "schema": {"type": "string"}}
             for name in shown.headers
         }
     return response
+
+
+def _event(data: dict[str, Any]) -> dict[str, Any]:
+    """One Server-Sent Event whose data is JSON, as OpenAPI 3.2 describes ``text/event-stream``."""
+    text = {"type": "string"}
+    payload = {**text, "contentMediaType": JSON, "contentSchema": data}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"id": text, "event": text, "data": payload},
+    }
 
 
 def _path(route: Route) -> list[dict[str, Any]]:

@@ -11,14 +11,13 @@ from edgeorch.errors import EdgeorchError
 from edgeorch.model import Written
 from edgeorch.rest.backend import Backend
 from edgeorch.rest.problems import problem_of
-from edgeorch.rest.routes import Answer, Asked, Route, Shown, Sink
+from edgeorch.rest.routes import NDJSON, Answer, Asked, Route, Shown, Sink
 from edgeorch.rest.streaming import HEAD_WAIT_S, first_error, pumped
 from edgeorch.rest.tasks import task_id_of
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
 
 HEAD_BYTES = 1 << 19
 """Two tails of the largest ``output.tail_bytes``: more than this is no tail."""
-NDJSON = "application/x-ndjson"
 RAW = "application/octet-stream"
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
@@ -146,6 +145,7 @@ class OutputRoutes:
                         "Raw bytes, both streams as they came; or lines of JSON with ``format=ndjson``. "
                         "Lines of several nodes start with the node's name.",
                         media=RAW,
+                        lines=OutputLine,
                         headers=("Edgeorch-Output",),
                     )
                 },

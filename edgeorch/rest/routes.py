@@ -10,6 +10,8 @@ from edgeorch.errors import InvalidRequestError
 from edgeorch.model import Caller, Role, Written
 
 JSON = "application/json"
+NDJSON = "application/x-ndjson"
+SSE = "text/event-stream"
 
 
 class NoQuery(Written, frozen=True, kw_only=True):
@@ -82,11 +84,20 @@ class Header:
 
 @dataclass(frozen=True)
 class Shown:
-    """One documented response. ``body``: a struct type, a tuple of them, or None for bytes or nothing."""
+    """One documented response.
+
+    Attributes:
+        description: for the docs.
+        body: a struct type, a tuple of them, or None for bytes or nothing; of SSE, one event's data.
+        media: the media type.
+        lines: what a line is where the same is also served as lines of JSON; None: it is not.
+        headers: names of headers that only this response has.
+    """
 
     description: str
     body: Any = None
     media: str = JSON
+    lines: Any = None
     headers: tuple[str, ...] = ()
 
 
