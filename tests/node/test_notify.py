@@ -1,0 +1,76 @@
+"""What a real node tells systemd: that it serves, how it is, that it lives, that it reloads and stops."""
+
+import signal
+import socket
+import time
+
+import pytest
+from real_fleet import PATIENCE_S, RealFleet
+
+
+class Systemd:
+    """The other end of ``NOTIFY_SOCKET``."""
+
+    def __init__(self, path):
+        self.path = path
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.settimeout(PATIENCE_S)
+        self.socket.bind(str(path))
+        self.heard = []
+
+    def until(self, *starts):
+        """The lines that have come, up to the one after which each of these has been heard."""
+        told, end = [], time.monotonic() + PATIENCE_S
+        while not all(any(line.startswith(start) for line in told) for start in starts):
+            assert time.monotonic() < end, (starts, told)
+            if not self.heard:
+                self.heard = self.socket.recv(65_536).decode().splitlines()
+            told.append(self.heard.pop(0))
+        return told
+
+
+@pytest.fixture
+def told(tmp_path):
+    made = Systemd(tmp_path / "notify")
+    with made.socket:
+        yield made
+
+
+@pytest.fixture
+def node(tmp_path, told):
+    fleet = RealFleet(tmp_path, "kitchen")
+    env = {"NOTIFY_SOCKET": str(told.path), "WATCHDOG_USEC": "300000"}
+    try:
+        yield fleet.nodes["kitchen"].start(env=env)
+    finally:
+        fleet.close()
+
+
+def test_the_life_of_a_node_as_systemd_sees_it(node, told):
+    before = told.until("READY=1", "STATUS=")
+    assert any(line.startswith("STATUS=") and "kitchen: 0/0 peers, 0/" in line for line in before)
+    told.until("WATCHDOG=1")
+    told.until("WATCHDOG=1")
+
+    node.reload()
+    told.until("RELOADING=1")
+    told.until("READY=1")
+    told.until("WATCHDOG=1")
+
+    node.process.send_signal(signal.SIGTERM)
+    told.until("STOPPING=1")
+    assert node.process.wait(PATIENCE_S) == 0
+
+
+def test_a_node_that_cannot_serve_says_nothing_of_readiness(tmp_path, told):
+    fleet = RealFleet(tmp_path, "kitchen")
+    try:
+        kitchen = fleet.nodes["kitchen"]
+        (kitchen.folder / "pki" / "node.key").unlink()
+        with pytest.raises(AssertionError, match="cannot read the node's key"):
+            kitchen.start(env={"NOTIFY_SOCKET": str(told.path)})
+    finally:
+        fleet.close()
+    told.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        told.socket.recv(65_536)
