@@ -27,7 +27,7 @@ class Policy:
         listed: Sequence[ListedService] = (),
         *,
         node: str = "this node",
-        resolve: Callable[[str], str] = os.path.realpath,
+        resolve: Callable[[str], str] | None = None,
     ) -> None:
         """Make the rules.
 
@@ -35,12 +35,12 @@ class Policy:
             settings: the ``[policy]`` section.
             listed: what ``services.load_services`` found.
             node: the node's name, for messages.
-            resolve: an absolute path without links and ``..``, as the host sees it now.
+            resolve: an absolute path without links and ``..``, as the host sees it now; None: asks the host.
         """
         self._settings = settings
         self._listed = tuple(listed)
         self._node = node
-        self._resolve = resolve
+        self._resolve = resolve or _resolved
 
     def check(
         self,
@@ -150,10 +150,25 @@ class Policy:
         )
 
     def _covers(self, listed: str, path: str) -> bool:
-        return PurePosixPath(self._resolve(path)).is_relative_to(self._resolve(listed))
+        try:
+            return PurePosixPath(self._resolve(path)).is_relative_to(self._resolve(listed))
+        except OSError:
+            return False
 
     def _refusal(self, detail: str, what: str) -> PolicyError:
         return PolicyError(detail, hint=f"{what} in edgeorch.toml on {self._node}")
+
+
+def _resolved(path: str) -> str:
+    """The path without links; what does not exist yet stays as it is written.
+
+    Raises:
+        OSError: this node may not look at it, so it cannot say where the path leads.
+    """
+    try:
+        return os.path.realpath(path, strict=True)
+    except FileNotFoundError:
+        return os.path.realpath(path)
 
 
 def _beyond(facts: ContainerFacts) -> Iterator[str]:

@@ -289,3 +289,30 @@ def test_no_content_crashes_the_readers(tmp_path_factory, content):
     (folder / "x" / "x.conf").write_bytes(b"[ServiceInfo]\n" + content)
     found, warnings = load_services(folder, folder)
     assert len(found) + len(warnings) <= 2
+
+
+def test_a_path_that_cannot_be_resolved_is_refused(tmp_path):
+    def resolve(path):
+        if "closed" in path:
+            raise PermissionError(13, "Permission denied", path)
+        return path
+
+    policy = Policy(config.Policy(host_paths=(str(tmp_path),)), resolve=resolve)
+    facts = ContainerFacts(binds=(f"{tmp_path}/closed/link",))
+    with pytest.raises(PolicyError, match="host_paths"):
+        policy.check(
+            ContainerService(image="x"), name="t", role="admin", runner_is_other_user=True, container=facts
+        )
+
+
+def test_a_link_below_a_listed_folder_is_followed(tmp_path):
+    (tmp_path / "link").symlink_to("/")
+    policy = Policy(config.Policy(host_paths=(str(tmp_path),)))
+    service = ContainerService(image="x")
+    for path, allowed in ((f"{tmp_path}/link/etc", False), (f"{tmp_path}/new", True)):
+        facts = ContainerFacts(binds=(path,))
+        if allowed:
+            policy.check(service, name="t", role="admin", runner_is_other_user=True, container=facts)
+            continue
+        with pytest.raises(PolicyError, match="host_paths"):
+            policy.check(service, name="t", role="admin", runner_is_other_user=True, container=facts)
