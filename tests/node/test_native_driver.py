@@ -1,5 +1,6 @@
 """The native driver with a real runner and real processes."""
 
+import contextlib
 import os
 import signal
 import stat
@@ -70,7 +71,10 @@ class Fifo:
         while not text.endswith(b"\n"):
             with trio.fail_after(20):
                 await trio.lowlevel.wait_readable(self._fd)
-            text += os.read(self._fd, 1)
+            with contextlib.suppress(
+                BlockingIOError
+            ):  # a writer that has come and not written yet wakes us too
+                text += os.read(self._fd, 1)
         return text.decode().strip()
 
     def close(self):
