@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+KILLED = 137
+"""Exit code of a container that was ended by SIGKILL."""
+OOM_LATE_S = 0.3
+"""How much later than the end the word may come that memory was the reason."""
+
 
 class Watch:
     """The containers of one driver that matter now.
@@ -156,7 +161,19 @@ class Watch:
             if watched.copied is None or (watched.copied.is_set() and incomplete):
                 await self._copy_again(watched, running=running)
             if not running:
-                watched.finish(exit_of(found["State"], outage=outage))
+                state = await self._with_oom(watched, found)
+                watched.finish(exit_of(state, outage=outage))
+
+    async def _with_oom(self, watched: Watched, found: dict[str, Any]) -> dict[str, Any]:
+        """The final state: the Engine learns of the end and of the want of memory in any order."""
+        state: dict[str, Any] = found["State"]
+        killed = state.get("ExitCode") == KILLED and found["HostConfig"].get("Memory")
+        if killed and not state.get("OOMKilled") and not watched.oom:
+            await trio.sleep(OOM_LATE_S)
+            ref = watched.handle.ref
+            again = await self._link.call(lambda engine: engine.inspect(ref))
+            state = again["State"] if again is not None else state
+        return {**state, "OOMKilled": bool(state.get("OOMKilled")) or watched.oom}
 
     # Output
 
