@@ -9,7 +9,6 @@ import structlog
 
 from edgeorch.dispatch.dispatch import Dispatch
 from edgeorch.dispatch.nodes import STATES
-from edgeorch.dispatch.reading import may_see
 from edgeorch.errors import ForbiddenError, NotFoundError
 from edgeorch.executor.executor import Executor
 from edgeorch.model import Caller, Task, origin_of
@@ -141,9 +140,7 @@ class _Asked:
     async def follow_output(self, sender: From, message: FollowOutput, out: Sender) -> None:
         caller = _via(sender, message.caller)
         if origin_of(message.task_id) == self.dispatch.view.node_id:
-            task = await self.dispatch.reader.local(message.task_id, caller)
-            if not may_see(caller, task):
-                raise NotFoundError(f"no task {message.task_id!r}")
+            await self.dispatch.reader.local(message.task_id, caller)
             async with self.dispatch.outputs.of_fleet(message) as chunks:
                 async for chunk in chunks:
                     await out.send(chunk)

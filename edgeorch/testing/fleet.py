@@ -28,7 +28,6 @@ from edgeorch.store import LocalStore, TaskChange
 from edgeorch.testing.drivers import ScriptedDriver, ScriptedHost
 from edgeorch.testing.stores import MemoryStore
 from edgeorch.testing.wire import Network
-from edgeorch.wire import Handlers
 
 ADMIN = Caller(token="test", role="admin")  # noqa: S106  a name, not a secret
 
@@ -149,7 +148,6 @@ class VirtualNode:
         self.scope = trio.CancelScope()
         with self.scope:
             async with trio.open_nursery() as nursery:
-                handlers = Handlers()
                 if self.id in self.fleet.network.nodes:
                     self.fleet.network.restart(self.id)
                 peers = self.fleet.network.peers(self.id)
