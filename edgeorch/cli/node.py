@@ -6,7 +6,7 @@ import click
 
 from edgeorch import config
 from edgeorch.cli import options, show
-from edgeorch.imports import without
+from edgeorch.imports import stand_in, without
 
 
 @click.command(
@@ -42,6 +42,11 @@ def node(path: Path | None, *, print_config: bool, as_json: bool) -> int:
     # structlog loads rich, 3 MB and a sixth of the start, to draw what the daemon never draws.
     with without("rich"):
         import structlog  # noqa: F401  for all that follows
+    # Hypercorn loads HTTP/2 and WebSocket, 2 MB, which rest/http1.py does not speak.
+    stand_in("h2")
+    stand_in("h2.events")
+    stand_in("hypercorn.protocol.h2", "H2Protocol")
+    stand_in("hypercorn.protocol.ws_stream", "WSStream")
     import trio
 
     from edgeorch.node import run_node
