@@ -25,6 +25,7 @@ from edgeorch.dispatch.handlers import add_handlers
 from edgeorch.dispatch.outputs import Outputs
 from edgeorch.dispatch.retention import Retention
 from edgeorch.errors import EdgeorchError, StartError
+from edgeorch.executor import container_socket
 from edgeorch.executor.admission import FEATURES, PolicyCheck
 from edgeorch.executor.container import ContainerDriver
 from edgeorch.executor.driver import Driver
@@ -410,7 +411,8 @@ def _native_dirs(drivers: Mapping[str, Driver]) -> list[Path]:
 def _policy(loaded: Loaded, name: str, drivers: Mapping[str, Driver]) -> PolicyCheck:
     settings = loaded.config.policy
     listed, warnings = load_services(loaded.resolve(settings.services), Path(settings.apps))
-    policy = Policy(settings, listed, node=name)
+    engine = container_socket.path_of(container_socket.resolve(loaded.config.docker.host))
+    policy = Policy(settings, listed, node=name, engine_socket=engine)
     for warning in (*warnings, *policy.warnings()):
         log.warning(warning)
     native = drivers.get("native")

@@ -15,7 +15,14 @@ from edgeorch.services import ListedService, load_services
 
 __all__ = ["Policy", "load_services"]
 
-DOCKER_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
+ENGINE_SOCKETS = (
+    "/run/docker.sock",
+    "/var/run/docker.sock",
+    "/run/containerd/containerd.sock",
+    "/run/podman/podman.sock",
+)
+"""Whoever reaches one of these is root on the host."""
+SYSTEM = "/etc"
 
 
 class Policy:
@@ -27,6 +34,7 @@ class Policy:
         listed: Sequence[ListedService] = (),
         *,
         node: str = "this node",
+        engine_socket: str = "",
         resolve: Callable[[str], str] | None = None,
     ) -> None:
         """Make the rules.
@@ -35,11 +43,13 @@ class Policy:
             settings: the ``[policy]`` section.
             listed: what ``services.load_services`` found.
             node: the node's name, for messages.
+            engine_socket: the Docker socket that the node itself uses, where it is not a usual one.
             resolve: an absolute path without links and ``..``, as the host sees it now; None: asks the host.
         """
         self._settings = settings
         self._listed = tuple(listed)
         self._node = node
+        self._sockets = (*filter(None, (engine_socket,)), *ENGINE_SOCKETS)
         self._resolve = resolve or _resolved
 
     def check(
@@ -89,9 +99,9 @@ class Policy:
         """What the settings give away, for the log at start and for ``edgeorch doctor``."""
         root = f"whoever may submit is root on {self._node}"
         said = [
-            f"policy.host_paths lists {path}, which holds the Docker socket: {root}"
+            f"policy.host_paths lists {path}, which holds the system's own files: {root}"
             for path in self._settings.host_paths
-            if any(self._covers(path, socket) for socket in DOCKER_SOCKETS)
+            if self._covers(path, SYSTEM)
         ]
         if self._settings.privileged:
             said.append(f"policy.privileged is on: {root}")
@@ -119,16 +129,16 @@ class Policy:
             )
 
     def _check_container(self, facts: ContainerFacts) -> None:
-        for path in facts.binds:
-            if not self._allows_host_path(path):
-                raise self._refusal(f"policy.host_paths does not list {path}", "add it")
         if not self._settings.privileged:
-            asked = next(_beyond(facts), None)
+            asked = next(self._beyond(facts), None)
             if asked:
                 raise self._refusal(
                     f"policy.privileged is off, and the container asks for {asked}",
                     "leave it out, or set policy.privileged = true",
                 )
+        for path in facts.binds:
+            if not self._allows_host_path(path):
+                raise self._refusal(f"policy.host_paths does not list {path}", "add it")
         if facts.option_files and not self._settings.option_files:
             raise self._refusal(
                 f"policy.option_files is off, and an option reads the node's file {facts.option_files[0]}",
@@ -148,6 +158,26 @@ class Policy:
         return all(
             any(self._covers(listed, reading) for listed in self._settings.host_paths) for reading in readings
         )
+
+    def _beyond(self, facts: ContainerFacts) -> Iterator[str]:
+        """What ``policy.privileged`` guards, in words."""
+        if facts.privileged:
+            yield "--privileged"
+        yield from facts.namespaces
+        yield from (f"the capability {name}" for name in facts.capabilities)
+        yield from (f"the device {name}" for name in facts.devices)
+        yield from (f"the security option {name}" for name in facts.security_opts)
+        yield from facts.other
+        for path in facts.binds:
+            socket = next((socket for socket in self._sockets if self._reaches(path, socket)), None)
+            if socket:
+                yield f"{path}, through which it reaches the Docker socket {socket}"
+
+    def _reaches(self, path: str, socket: str) -> bool:
+        """Whether a mount of the path holds the socket, by its text or by where its links lead."""
+        readings = {path, os.path.normpath(path)}
+        written = any(PurePosixPath(socket).is_relative_to(reading) for reading in readings)
+        return written or any(self._covers(reading, socket) for reading in readings)
 
     def _covers(self, listed: str, path: str) -> bool:
         try:
@@ -169,14 +199,3 @@ def _resolved(path: str) -> str:
         return os.path.realpath(path, strict=True)
     except FileNotFoundError:
         return os.path.realpath(path)
-
-
-def _beyond(facts: ContainerFacts) -> Iterator[str]:
-    """What ``policy.privileged`` guards, in words."""
-    if facts.privileged:
-        yield "--privileged"
-    yield from facts.namespaces
-    yield from (f"the capability {name}" for name in facts.capabilities)
-    yield from (f"the device {name}" for name in facts.devices)
-    yield from (f"the security option {name}" for name in facts.security_opts)
-    yield from facts.other

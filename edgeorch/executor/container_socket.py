@@ -21,15 +21,22 @@ def resolve(host: str) -> str:
     return host or os.environ.get("DOCKER_HOST", "") or DEFAULT_HOST
 
 
+def path_of(host: str) -> str:
+    """The path of a Unix socket; empty for other kinds of host."""
+    if not host.startswith(("unix://", "http+unix://", "/")):
+        return ""
+    return "/" + host.partition("://")[2].lstrip("/") if "://" in host else host
+
+
 def look(host: str) -> None:
     """Check a Unix socket; other kinds of host pass.
 
     Raises:
         DriverError: no socket, no permission, or nobody listens.
     """
-    if not host.startswith(("unix://", "http+unix://", "/")):
+    path = path_of(host)
+    if not path:
         return
-    path = "/" + host.partition("://")[2].lstrip("/") if "://" in host else host
     try:
         if not stat.S_ISSOCK(Path(path).stat().st_mode):
             raise away(f"{path} is not a socket", "check docker.host")

@@ -124,15 +124,14 @@ def test_a_service_of_the_original(program, allowed):
         ("/data/", ("/data",), True),
         ("/data/x/y", ("/data",), True),
         ("/database", ("/data",), False),
-        ("/", ("/data",), False),
+        ("/etc", ("/data",), False),
         ("/data/../etc", ("/data",), False),
         ("/data/./x/../y", ("/data",), True),
         ("relative", ("/",), False),
         ("/data\0", ("/data",), False),
         ("/etc", ("/",), True),
-        ("/var/run", ("/var/run",), True),
-        ("/var/run/docker.sock", ("/data",), False),
-        ("/var", ("/var/run",), False),
+        ("/var/run/utmp", ("/var/run",), True),
+        ("/srv", ("/srv/data",), False),
     ],
 )
 def test_host_paths(path, listed, allowed):
@@ -147,6 +146,53 @@ def test_host_paths(path, listed, allowed):
     assert caught.value.detail == f"policy.host_paths does not list {path}"
     assert caught.value.hint == "add it in edgeorch.toml on kitchen"
     assert caught.value.status == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "socket"),
+    [
+        ("/", "/run/docker.sock"),
+        ("/run", "/run/docker.sock"),
+        ("/run/", "/run/docker.sock"),
+        ("/run/docker.sock", "/run/docker.sock"),
+        ("/run/x/../docker.sock", "/run/docker.sock"),
+        ("/var/run", "/var/run/docker.sock"),
+        ("/var", "/var/run/docker.sock"),
+        ("/run/containerd", "/run/containerd/containerd.sock"),
+        ("/srv/engine", "/srv/engine/docker.sock"),
+    ],
+)
+def test_a_mount_that_reaches_an_engine_is_privileged(path, socket):
+    arguments = {"node": "kitchen", "engine_socket": "/srv/engine/docker.sock", "resolve": posixpath.normpath}
+
+    def check(**settings):
+        policy = Policy(config.Policy(host_paths=("/",), **settings), **arguments)
+        facts = ContainerFacts(binds=("/data", path))
+        policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
+
+    with pytest.raises(PolicyError) as caught:
+        check()
+    assert caught.value.detail.startswith(f"policy.privileged is off, and the container asks for {path}, ")
+    assert socket in caught.value.detail or path in {"/", "/run", "/var"}
+    assert "set policy.privileged = true in edgeorch.toml on kitchen" in caught.value.hint
+    check(privileged=True)
+
+
+def test_a_link_to_an_engine_is_one_too(tmp_path):
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "docker.sock").touch()
+    (tmp_path / "link").symlink_to(engine)
+    policy = Policy(
+        config.Policy(host_paths=(str(tmp_path),)), engine_socket=str(tmp_path / "link" / "docker.sock")
+    )
+    for path, allowed in ((engine, False), (tmp_path / "link", False), (tmp_path / "other", True)):
+        facts = ContainerFacts(binds=(str(path),))
+        if allowed:
+            policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
+            continue
+        with pytest.raises(PolicyError, match="reaches the Docker socket"):
+            policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
 
 
 def test_links_on_the_host(tmp_path):
@@ -216,8 +262,8 @@ def test_what_the_settings_give_away():
     def said(**settings):
         return Policy(config.Policy(**settings), node="kitchen").warnings()
 
-    assert said() == said(host_paths=("/data",)) == ()
-    for path in ("/", "/run", "/var/run", "/var/run/docker.sock"):
+    assert said() == said(host_paths=("/data", "/run")) == ()
+    for path in ("/", "/etc"):
         assert "root on kitchen" in said(host_paths=(path,))[0]
     assert "policy.privileged" in said(privileged=True)[0]
 

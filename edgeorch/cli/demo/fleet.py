@@ -53,6 +53,7 @@ seeds = [{seeds}]
 native = "any"
 # The example mounts it, and with it the Docker socket: that is root on this machine.
 host_paths = ["/var/run"]
+privileged = true
 
 [log]
 format = "text"
