@@ -3,11 +3,13 @@
 from edgeorch.identity.authority import Authority, Issued
 from edgeorch.identity.contexts import WIRE_ALPN
 from edgeorch.identity.index import Entry
+from edgeorch.identity.issue import WARN_DAYS
 from edgeorch.identity.names import PeerIdentity, node_uri
 from edgeorch.identity.node import Identity, load_identity
 from edgeorch.identity.peer import handshake_error
 
 __all__ = [
+    "WARN_DAYS",
     "WIRE_ALPN",
     "Authority",
     "Entry",

@@ -15,7 +15,9 @@ DAY = 86_400.0
 CA_DAYS = 3650
 NODE_DAYS = 397
 CRL_DAYS = 397
-BACKDATED = DAY
+WARN_DAYS = 60
+"""What ends within this time is worth a warning, and is made anew when the controller is asked to sign."""
+BACKDATED = 2 * DAY
 """Certificates begin this long ago, because a node without a battery clock may be behind."""
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey

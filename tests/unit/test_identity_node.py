@@ -76,7 +76,7 @@ def test_without_a_node_id_file_the_certificate_counts_and_nothing_is_written(ki
 def test_own_dates(kitchen, clock):
     clock.now += 398 * DAY
     assert reason(load, kitchen, clock) == "expired"
-    clock.now -= 400 * DAY
+    clock.now -= 401 * DAY
     assert reason(load, kitchen, clock) == "not_yet_valid"
 
 
@@ -163,7 +163,7 @@ def test_peers_at_the_nodes_own_time(home, kitchen, clock, tmp_path):
     assert (peer.node_id, peer.name) == (cellar.entry.id, "cellar")
     clock.now += 11 * DAY
     assert reason(identity.verify_peer, der(cellar)) == "expired"
-    clock.now -= 13 * DAY
+    clock.now -= 14 * DAY
     assert reason(identity.verify_peer, der(cellar)) == "not_yet_valid"
     foreign = Authority.create(tmp_path / "ca2", "home").issue("cellar")
     assert reason(identity.verify_peer, der(foreign)) == "wrong_ca"
