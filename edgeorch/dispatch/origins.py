@@ -80,7 +80,7 @@ class Reporter:
         peer = self._view.membership.snapshot().get(origin)
         was_alive = peer is not None and peer.state is PeerState.ALIVE
         while True:
-            await self._view.membership.changed.wait()
+            await self._view.membership.states_changed.wait()
             peer = self._view.membership.snapshot().get(origin)
             alive = peer is not None and peer.state is PeerState.ALIVE
             if alive and not was_alive:

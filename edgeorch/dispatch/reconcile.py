@@ -76,7 +76,7 @@ class Reconciler:
         if self.ledger.open:
             with trio.move_on_after(SETTLE_S):
                 while not self.view.alive():
-                    await self.view.membership.changed.wait()
+                    await self.view.membership.states_changed.wait()
             for node in list(self.view.alive()):
                 await self._ask(node, list(self.ledger.open))
         for entry in waiting:
@@ -102,7 +102,7 @@ class Reconciler:
                 await event.wait()
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(first, self.view.membership.changed)
+            nursery.start_soon(first, self.view.membership.states_changed)
             nursery.start_soon(first, self.placer.unclear)
 
     async def _ask(self, node: str, task_ids: Sequence[str]) -> None:

@@ -29,6 +29,11 @@ class Membership(Protocol):
         """Set at each change of the table; replaced by a new event each time."""
         ...
 
+    @property
+    def states_changed(self) -> trio.Event:
+        """Set when a peer comes, goes or changes its state; replaced by a new event each time."""
+        ...
+
     def snapshot(self) -> Mapping[str, Peer]:
         """All other nodes by id."""
         ...

@@ -16,7 +16,7 @@ from edgeorch.membership.link_control import Address, LinkControl, Revocations
 from edgeorch.membership.mdns import Discovery, Fleet, Mdns
 from edgeorch.membership.probe import Probe
 from edgeorch.membership.sampler import Sampler
-from edgeorch.membership.seeds import Seeds, parse_seed
+from edgeorch.membership.seeds import Seeds, parse_seeds
 from edgeorch.membership.self_info import SelfInfo
 from edgeorch.membership.table import Table
 from edgeorch.model import NodeInfo, Peer, PeerState
@@ -97,8 +97,7 @@ class Membership:
             ended=self._ended,
         )
         self._dials = Dials(links, self.table.here, self._mine, seams)
-        seeds = [parse_seed(seed, config.wire.port) for seed in config.discovery.seeds]
-        self._seeds = Seeds(seeds, self.table, links, own=own, seams=seams)
+        self._seeds = Seeds(parse_seeds(config), self.table, links, own=own, seams=seams)
         self._discovery: Discovery | None = None
         if config.discovery.mdns:
             self._discovery = discovery(fleet, self_info, watch, found=self._found, withdrawn=self._withdrawn)
@@ -127,6 +126,14 @@ class Membership:
         """The node is ready: announce it on the LAN from now on."""
         if self._discovery is not None:
             self._discovery.announce()
+
+    def follow_seeds(self, config: Config) -> None:
+        """Dial the seeds of these settings from now on.
+
+        Raises:
+            StartError: a seed is not ``HOST`` or ``HOST:PORT``; nothing changes.
+        """
+        self._seeds.change(parse_seeds(config))
 
     async def say_goodbye(self) -> None:
         """Tell every connected peer that this node stops on purpose; takes at most ``GOODBYE_S``."""
@@ -161,6 +168,11 @@ class Membership:
     def changed(self) -> trio.Event:
         """Set at each change of the table; replaced by a new event each time."""
         return self.table.changed
+
+    @property
+    def states_changed(self) -> trio.Event:
+        """Set when a peer comes, goes or changes its state; replaced by a new event each time."""
+        return self.table.states_changed
 
     def snapshot(self) -> Mapping[str, Peer]:
         """All other nodes by id."""

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 import structlog
 import trio
 
+from edgeorch.config import Config
 from edgeorch.errors import EdgeorchError, StartError
 from edgeorch.membership.link_control import Address, LinkControl
 from edgeorch.membership.table import Table
@@ -45,6 +46,11 @@ def parse_seed(seed: str, default_port: int) -> Address:
     if not sound or not host or not 1 <= number <= 65535:
         raise StartError(f"discovery.seeds: {seed!r} is not HOST or HOST:PORT")
     return host, number
+
+
+def parse_seeds(config: Config) -> list[Address]:
+    """The configured seeds; ``StartError`` as ``parse_seed``."""
+    return [parse_seed(seed, config.wire.port) for seed in config.discovery.seeds]
 
 
 async def resolve(host: str, port: int, limiter: trio.CapacityLimiter) -> list[Address]:
@@ -86,6 +92,7 @@ class Seeds:
         resolve: Resolve | None = None,
     ) -> None:
         self._seeds = tuple(dict.fromkeys(seeds))
+        self._changed = trio.Event()
         self._table = table
         self._links = links
         self._own = own
@@ -95,10 +102,27 @@ class Seeds:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the seeds in the fleet until cancelled."""
+        following: dict[Address, trio.CancelScope] = {}
         async with trio.open_nursery() as nursery:
-            for host, port in self._seeds:
-                nursery.start_soon(self._follow, host, port)
             task_status.started()
+            while True:
+                self._changed = trio.Event()
+                for gone in following.keys() - set(self._seeds):
+                    following.pop(gone).cancel()
+                for seed in self._seeds:
+                    if seed not in following:
+                        following[seed] = trio.CancelScope()
+                        nursery.start_soon(self._follow_until, following[seed], *seed)
+                await self._changed.wait()
+
+    def change(self, seeds: Sequence[Address]) -> None:
+        """Follow these from now on; nodes that are here stay."""
+        self._seeds = tuple(dict.fromkeys(seeds))
+        self._changed.set()
+
+    async def _follow_until(self, removed: trio.CancelScope, host: str, port: int) -> None:
+        with removed:
+            await self._follow(host, port)
 
     async def _follow(self, host: str, port: int) -> None:
         pause, said = FIRST_RETRY_S, ""
@@ -112,7 +136,7 @@ class Seeds:
                 pause, said = FIRST_RETRY_S, ""
                 # Its link is dialled again by id while the node is known; a seed is for a new address.
                 while self._table.here(found):
-                    await self._table.changed.wait()
+                    await self._table.states_changed.wait()
                 continue
             if reason != said:
                 log.warning("no node at a seed yet", seed=host, port=port, reason=reason)

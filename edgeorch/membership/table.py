@@ -64,12 +64,14 @@ class Table:
 
     Attributes:
         changed: set at each change of any peer (samples included) and replaced by a new event.
+        states_changed: the same, but only when a peer comes, goes or changes its state.
         version: number of changes so far.
         clones: nodes that share an id or a name.
     """
 
     def __init__(self, own: str, times: Times, mesh: int, seams: Seams) -> None:
         self.changed = trio.Event()
+        self.states_changed = trio.Event()
         self.version = 0
         self._own = own
         self._times = times
@@ -132,6 +134,7 @@ class Table:
             Whether it counts as alive now; False for a late word of a node that has said goodbye.
         """
         entry = self._entries.get(info.id)
+        new = entry is None
         if entry is None:
             if info.id == self._own:
                 return False
@@ -158,6 +161,8 @@ class Table:
         entry.peer = msgspec.structs.replace(entry.peer, **fields)
         self._set_state(entry, PeerState.ALIVE, now, str(fields["reason"]))
         self._touch()
+        if new:
+            self._tell_states()
         return True
 
     def told(self, digest: Digest, now: float) -> None:
@@ -201,6 +206,7 @@ class Table:
             return False
         del self._entries[node_id]
         self._touch()
+        self._tell_states()
         return True
 
     # Time
@@ -291,11 +297,16 @@ class Table:
             reason=reason,
         )
         self._touch()
+        self._tell_states()
 
     def _touch(self) -> None:
         self._view = None
         self.version += 1
         before, self.changed = self.changed, trio.Event()
+        before.set()
+
+    def _tell_states(self) -> None:
+        before, self.states_changed = self.states_changed, trio.Event()
         before.set()
 
 

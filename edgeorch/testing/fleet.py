@@ -71,6 +71,11 @@ class VirtualMembership:
         self._own = own
         self.changed = trio.Event()
 
+    @property
+    def states_changed(self) -> trio.Event:
+        """Nothing but states ever changes here."""
+        return self.changed
+
     def snapshot(self) -> Mapping[str, Peer]:
         """All other nodes with a sample of this moment."""
         return {

@@ -148,6 +148,21 @@ def test_snapshots_are_reused_and_do_not_change(table):
         before["x"] = 1
 
 
+async def test_samples_alone_change_no_states(table):
+    def told(act):
+        before = table.states_changed
+        act()
+        assert before.is_set() is (table.states_changed is not before)
+        return before.is_set()
+
+    assert not told(lambda: table.heard(node_info(PEER, incarnation=5), sample(), 0.1))
+    assert not told(lambda: table.sampled(PEER, sample(), 0.2))
+    assert told(lambda: table.heard(node_info("c" * 10, incarnation=1), sample(), 0.3))
+    assert told(lambda: table.link_broke(PEER, "connection reset", 0.5))
+    assert told(lambda: table.judge(9.0))
+    assert told(lambda: table.forget(PEER))
+
+
 async def test_changed_is_set_and_replaced(table):
     changed = table.changed
     table.sampled(PEER, sample(slots_used=3), 0.4)
