@@ -25,7 +25,7 @@ demo: $(INSTALLED) ## Three nodes on this machine run a service; needs Python 3.
 test: $(DEVELOPED) ## Every test that this machine can run; ARGS goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: $(DEVELOPED) ## Style, types and import rules
+lint: $(DEVELOPED) ## Style, types, import rules and playbooks
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@# 9xx are off by default, 114 wants a hand-kept list of names, 124 knows no protocols.
@@ -33,6 +33,8 @@ lint: $(DEVELOPED) ## Style, types and import rules
 		--transform-async-generator-decorators=as_safe_channel $$(find edgeorch tests -name '*.py')
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@# Its configuration is read in this folder only, and it looks for Ansible on PATH.
+	@cd playbooks && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production
 
 bench: $(DEVELOPED) ## Short measurements, as ratios where two things are compared
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done

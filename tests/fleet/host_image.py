@@ -3,14 +3,10 @@
 It is minimal on purpose, as machines in the field are: no pip, no venv module, no ``ensurepip``.
 """
 
-import contextlib
 import fcntl
 import functools
 import hashlib
-import os
-import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -71,21 +67,6 @@ _LEFT_OUT = ("proc/*", "sys/*", "dev/*", "run/*", "var/cache/apt/*", "var/lib/ap
 _LEFT_OUT += ("usr/share/doc/*", "usr/share/man/*", "usr/share/locale/*", "var/log/*.log")
 
 
-def why_not():
-    """What is missing for test hosts and how to get it; empty where they can be made."""
-    if os.geteuid() != 0:
-        return "test hosts need root: sudo make test"
-    packages = {"docker": "docker.io", "debootstrap": "debootstrap", "ssh": "openssh-client"}
-    missing = [package for command, package in packages.items() if not shutil.which(command)]
-    if missing:
-        return f"test hosts need more programs: apt-get install {' '.join(missing)}"
-    if _run("docker", "info", check=False).returncode != 0:
-        return "no Docker Engine answers: start dockerd (package docker.io)"
-    if not Path(sys.executable).with_name("ansible-playbook").exists():
-        return "no ansible-playbook beside this Python: pip install -e '.[dev]'"
-    return ""
-
-
 def host_image():
     """Build the image unless the Engine has it from this very recipe; return its name.
 
@@ -130,7 +111,7 @@ def finish(root):
     _run("chroot", str(root), "/bin/sh", "-c", _INSIDE)
     tar = ["tar", "-C", str(root), *(f"--exclude=./{pattern}" for pattern in _LEFT_OUT), "-c", "."]
     load = ["docker", "import", "--change", f"LABEL {LABEL}={recipe()}", "-", IMAGE]
-    with subprocess.Popen(tar, stdout=subprocess.PIPE) as archive, contextlib.closing(archive.stdout):
+    with subprocess.Popen(tar, stdout=subprocess.PIPE) as archive, archive.stdout:
         subprocess.run(load, stdin=archive.stdout, check=True, timeout=BUILD_S, capture_output=True)
     if archive.returncode != 0:
         raise AssertionError(f"tar of {root} ended with {archive.returncode}")
