@@ -31,6 +31,8 @@ _FIRST_ADDRESS = 11
 _AS_MACHINE = (
     *("--stop-signal", "RTMIN+3", "--cgroupns", "host", "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw"),
     *("--tmpfs", "/run:exec", "--tmpfs", "/tmp:exec"),
+    # State lies on a disk, as on a machine, and not on an overlay; the Engine inside wants that too.
+    *("--volume", "/var/lib"),
     *("--cap-add", "SYS_ADMIN", "--cap-add", "NET_ADMIN", "--cap-add", "SYS_PTRACE"),
     *("--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"),
 )
@@ -244,13 +246,11 @@ class Hosts:
         raise AssertionError(f"no network for test hosts: {made.stderr}")
 
     def _boot(self, host, *, docker):
-        disk = ("--volume", "/var/lib/docker") if docker else ()
         public = f"{self.key}.pub:/etc/ssh/authorized_keys:ro"
         _run(
             *("docker", "run", "--detach", "--name", host.container, "--hostname", host.name),
             *("--label", f"{_LABEL}={self.prefix}", "--network", self.prefix, "--ip", host.address),
             *_AS_MACHINE,
-            *disk,
             *("--volume", public, host_image(), "/sbin/init"),
         )
         self.by_name[host.name] = host
