@@ -23,7 +23,7 @@ T = TypeVar("T")
 OnEvent: TypeAlias = Callable[[dict[str, Any]], None]
 OnUp: TypeAlias = Callable[[], Awaitable[None]]
 
-PING_EVERY_S = 2.0
+PING_EVERY_S = 5.0
 FIRST_TRY_S = 1.0
 """``run`` has started after this long, whether there is an Engine or not."""
 _WAIT_S = (0.5, 15.0)

@@ -204,7 +204,7 @@ async def test_an_engine_that_hangs_and_comes_back(engine, driver):
     async with trio.open_nursery() as nursery:
         for _ in range(20):  # more than there are threads
             nursery.start_soon(call)
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             await until_available(driver, available=False)
     assert failures == ["driver_unavailable"] * 20
     engine.process.send_signal(signal.SIGCONT)
