@@ -106,6 +106,14 @@ class Dials:
             known.tries, known.next_at = 0, trio.current_time() + self._seams.rng.uniform(0, FIRST_RETRY_S)
             self._wake.set()
 
+    def retry_all(self) -> None:
+        """This machine's network is another now: dial everybody who is not here, as if for the first time."""
+        now = trio.current_time()
+        for known in self._candidates.values():
+            if not known.busy:
+                known.tries, known.next_at = 0, now
+        self._wake.set()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Dial until cancelled."""
         async with trio.open_nursery() as nursery:

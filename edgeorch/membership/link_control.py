@@ -36,6 +36,10 @@ class LinkControl(Protocol):
         """Close the link now: nothing answers on it. A wanted node is dialled again, with backoff."""
         ...
 
+    def retry(self) -> None:
+        """This machine's network is another now: dial every lost node at once, whatever failed before."""
+        ...
+
     async def dial_unknown(self, host: str, port: int) -> str:
         """Open a link to whoever answers there; returns its id, one's own where the address leads back.
 

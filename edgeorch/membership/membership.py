@@ -301,6 +301,10 @@ class Membership:
             changed = self._watch.changed
             self._self_info.change(addresses=self._watch.addresses)
             await changed.wait()
+            # A cable that is in again, or Wi-Fi that came late: what failed before says nothing now.
+            self._links.retry()
+            self._dials.retry_all()
+            self._seeds.retry()
 
     # Revocation lists
 

@@ -93,6 +93,7 @@ class Seeds:
     ) -> None:
         self._seeds = tuple(dict.fromkeys(seeds))
         self._changed = trio.Event()
+        self._again = trio.Event()
         self._table = table
         self._links = links
         self._own = own
@@ -120,6 +121,11 @@ class Seeds:
         self._seeds = tuple(dict.fromkeys(seeds))
         self._changed.set()
 
+    def retry(self) -> None:
+        """This machine's network is another now: dial at once, whatever failed before."""
+        before, self._again = self._again, trio.Event()
+        before.set()
+
     async def _follow_until(self, removed: trio.CancelScope, host: str, port: int) -> None:
         with removed:
             await self._follow(host, port)
@@ -130,7 +136,8 @@ class Seeds:
             found, reason = await self._try(host, port)
             if found == self._own:
                 log.info("a seed is this node itself", seed=host, port=port)
-                await trio.sleep(SELF_AGAIN_S)
+                with trio.move_on_after(SELF_AGAIN_S):
+                    await self._again.wait()
                 continue
             if found:
                 pause, said = FIRST_RETRY_S, ""
@@ -141,8 +148,9 @@ class Seeds:
             if reason != said:
                 log.warning("no node at a seed yet", seed=host, port=port, reason=reason)
                 said = reason
-            await trio.sleep(pause * self._seams.rng.uniform(0.5, 1))
-            pause = min(pause * 2, LONGEST_RETRY_S)
+            with trio.move_on_after(pause * self._seams.rng.uniform(0.5, 1)) as waiting:
+                await self._again.wait()
+            pause = min(pause * 2, LONGEST_RETRY_S) if waiting.cancelled_caught else FIRST_RETRY_S
 
     async def _try(self, host: str, port: int) -> tuple[str, str]:
         """(id of the node at the seed, empty) or (empty, why not)."""

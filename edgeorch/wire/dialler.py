@@ -92,6 +92,11 @@ class Dialler:
         self._changed.set()
         self._changed = trio.Event()
 
+    def retry(self) -> None:
+        """Earlier failures say nothing about the network as it is now: dial at once."""
+        self._failures = min(self._failures, 1)
+        self.wake()
+
     def lost(self, reason: str) -> None:
         """The link broke: callers fail at once until there is another."""
         self._failures = self._failures or 1

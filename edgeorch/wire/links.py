@@ -130,6 +130,12 @@ class Links:
             if dialler.state == "refused":
                 dialler.wake()
 
+    def retry(self) -> None:
+        """This machine's network is another now: dial every lost node at once."""
+        for dialler in self._diallers.values():
+            if dialler.state in ("lost", "refused"):
+                dialler.retry()
+
     async def dial_unknown(self, host: str, port: int) -> str:
         """Dial an address whose node is not known yet; a link to it is kept as if it had dialled.
 

@@ -129,7 +129,7 @@ class FakeLinks:
         self.on_hello = self.on_up = self.on_down = None
         self.wanted = {}
         self.dropped = []
-        self.rechecks = 0
+        self.rechecks = self.retries = 0
 
     def want(self, node_id, addresses):
         self.wanted[node_id] = tuple(addresses)
@@ -142,6 +142,9 @@ class FakeLinks:
         self.dropped.append(node_id)
         if (broken := self.world.links.pop(frozenset((self.node.id, node_id)), None)) is not None:
             broken.set()
+
+    def retry(self):
+        self.retries += 1
 
     def recheck(self):
         self.rechecks += 1

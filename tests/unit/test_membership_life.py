@@ -211,6 +211,24 @@ async def test_a_seed_that_is_oneself_or_comes_late(scene, autojump_clock):
     assert await one.until(two.id, ALIVE) < 31
 
 
+@pytest.mark.parametrize("seeds", [("10.0.0.2",), ()])
+async def test_a_network_that_comes_late_is_used_at_once(scene, autojump_clock, seeds):
+    """Wi-Fi after boot: by then the pauses between two tries have grown long."""
+    world, nursery = scene
+    two = await VirtualNode(world, "2" * 10, "10.0.0.2").start(nursery)
+    late = VirtualNode(world, "1" * 10, "10.0.0.1", seeds=seeds)
+    world.cut.add(frozenset((late.id, two.id)))
+    await late.start(nursery)
+    if not seeds:
+        late.membership._found(two.id, (("10.0.0.2", 56002),))
+    await trio.sleep(130)
+    assert not late.table.snapshot()
+    world.cut.clear()
+    late.watch.move("10.0.0.9")
+    assert await late.until(two.id, ALIVE) < 1
+    assert late.links.retries == 1
+
+
 async def test_the_address_of_a_peer_is_where_it_listens(scene, autojump_clock):
     world, nursery = scene
     one, two = await fleet(nursery, world, 2)

@@ -240,6 +240,21 @@ async def test_a_moved_peer_is_followed_at_once(net, autojump_clock):
     assert trio.current_time() == before
 
 
+async def test_all_lost_peers_are_dialled_at_once_on_another_network(net, autojump_clock):
+    a = net.add(A)
+    net.add(B)
+    await net.start(A, B)
+    net.down.add(B)
+    a.want(B, [(B, 1)])
+    await trio.sleep(100)
+    net.down.clear()
+    before = trio.current_time()
+    a.retry()
+    await wait_all_tasks_blocked()
+    assert a.connected(B)
+    assert trio.current_time() == before
+
+
 async def test_three_ends_of_file_in_a_row_mean_refused(net, autojump_clock):
     a = net.add(A)
     net.add(B)
