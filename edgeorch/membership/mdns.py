@@ -24,7 +24,8 @@ CLOSE_S = 2.0
 FIRST_RETRY_S = 1.0
 LONGEST_RETRY_S = 60.0
 MAX_INBOX = 1024
-MAX_FLEETS_SAID = 32
+MAX_STRANGERS_SAID = 64
+"""Nodes of other fleets that are logged, each once; a LAN may hold thousands, and names are easily forged."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Mdns:
         self._limiter = trio.CapacityLimiter(1)
         self._ready = trio.Event()
         self._inbox: dict[str, Found | None] = {}
-        self._others: set[tuple[str, str]] = set()
+        self._strangers: set[str] = set()
         self._token: trio.lowlevel.TrioToken | None = None
 
     def announce(self) -> None:
@@ -160,15 +161,22 @@ class Mdns:
             node_id, found = self._inbox.popitem()
             if found is None:
                 self._withdrawn(node_id)
-            elif self._ours(found):
+            elif self._ours(node_id, found):
                 self._found(node_id, tuple((address, found.port) for address in self._usable(found)))
 
-    def _ours(self, found: Found) -> bool:
+    def _ours(self, node_id: str, found: Found) -> bool:
         if (found.fleet, found.ca) == (self._fleet.name, self._fleet.ca):
             return True
-        if (found.fleet, found.ca) not in self._others and len(self._others) < MAX_FLEETS_SAID:
-            self._others.add((found.fleet, found.ca))
-            log.info("another fleet is on this network", fleet=found.fleet[:64], ca=found.ca[:16])
+        if node_id not in self._strangers and len(self._strangers) < MAX_STRANGERS_SAID:
+            self._strangers.add(node_id)
+            log.info(
+                "a node of another fleet is on this network",
+                node=node_id,
+                name=found.name[:64],
+                fleet=found.fleet[:64],
+                ca=found.ca[:16],
+                address=found.addresses[0],
+            )
         return False
 
     def _usable(self, found: Found) -> list[str]:

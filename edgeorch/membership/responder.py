@@ -39,6 +39,7 @@ class Announcement:
 class Found:
     """What a node, or somebody in its name, told the LAN."""
 
+    name: str
     fleet: str
     ca: str
     port: int
@@ -166,5 +167,6 @@ class Responder:
         texts = info.decoded_properties
         addresses = tuple(info.parsed_scoped_addresses())[:MAX_ADDRESSES]
         if addresses and info.port:
-            fleet, ca = texts.get("fleet") or "", texts.get("ca") or ""
-            self._take(node_id, Found(fleet=fleet, ca=ca, port=info.port, addresses=addresses))
+            name, fleet, ca = (texts.get(key) or "" for key in ("name", "fleet", "ca"))
+            found = Found(name=name, fleet=fleet, ca=ca, port=info.port, addresses=addresses)
+            self._take(node_id, found)

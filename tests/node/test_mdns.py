@@ -157,8 +157,8 @@ async def test_fleets_ignore_each_other(lan):
         one = await start(ONE, "home", "ca", prefix=inside(lan[0]))
         # The same name with another CA is another fleet.
         two = await start(TWO, "home", "other ca", prefix=inside(lan[1]))
-        await one.says("another fleet is on this network", fleet="home", ca="other ca")
-        await two.says("another fleet is on this network", fleet="home", ca="ca")
+        await one.says("a node of another fleet is on this network", fleet="home", ca="other ca")
+        await two.says("a node of another fleet is on this network", fleet="home", ca="ca")
         three = await start(THREE, "home", "ca", prefix=inside(lan[2]))
         await one.finds(THREE, "10.77.0.3")
         await three.finds(ONE, "10.77.0.1")

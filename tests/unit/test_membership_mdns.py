@@ -65,7 +65,9 @@ def make(kind, watch, heard):
 
 
 def found(**fields):
-    return Found(**({"fleet": "home", "ca": "ca", "port": 7, "addresses": ("10.0.0.2",)} | fields))
+    return Found(
+        **({"name": "garage", "fleet": "home", "ca": "ca", "port": 7, "addresses": ("10.0.0.2",)} | fields)
+    )
 
 
 def in_thread(work):
@@ -116,7 +118,9 @@ async def test_what_comes_from_the_other_thread_is_filtered(nursery, kind):
             in_thread(lambda: take(PEER, found(fleet="other")))
             in_thread(lambda: take("c" * 10, found(ca="other")))
             await trio.testing.wait_all_tasks_blocked(0.01)
-    assert len([line for line in logs if "another fleet" in line["event"]]) == 2
+    told = [line for line in logs if "another fleet" in line["event"]]
+    said = sorted((line["node"], line["fleet"], line["ca"]) for line in told)
+    assert said == [(PEER, "other", "ca"), ("c" * 10, "home", "other")]
     in_thread(lambda: take(PEER, found(addresses=("127.0.0.1", "10.0.0.2"))))
     assert await heard.count(1) == [(PEER, (("10.0.0.2", 7),))]
     in_thread(lambda: take(PEER, None))
