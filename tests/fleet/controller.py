@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import ssl
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 PLAY_S = 600
 ANSWER_S = 30
+API_PORT = 56001
 _RECAP = re.compile(r"^(\S+)\s+: (ok=\d+.*)$", re.MULTILINE)
 _FATAL = re.compile(r"^(?:fatal|failed): \[([^\]\s]+).*? => (\{.*\})$", re.MULTILINE)
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -151,8 +153,7 @@ class FleetNode:
 
     def request(self, method, path, body=None, *, token=None, **headers):
         """Return (status, body as bytes)."""
-        context = ssl.create_default_context(cafile=self._controller.state / "ca.pem")
-        connection = http.client.HTTPSConnection(self.address, 56001, timeout=ANSWER_S, context=context)
+        connection = _Connection(self.name, self.address, self._controller.state / "ca.pem")
         with contextlib.closing(connection):
             names = {"Authorization": f"Bearer {token or self._controller.token()}"}
             if body is not None:
@@ -192,9 +193,21 @@ class FleetNode:
         hosts = self._controller.hosts
         hosts.copy(on, self._controller.state / "ca.pem", "/root/ca.pem")
         header = f"Authorization: Bearer {self._controller.token()}"
-        url = f"https://{self.address}:56001{path}"
+        url = f"https://{self.address}:{API_PORT}{path}"
         argv = ("curl", "-sS", "--cacert", "/root/ca.pem", "-H", header, *arguments, url)
         return hosts.run(on, *argv, check=False)
+
+
+class _Connection(http.client.HTTPSConnection):
+    """To a node by its name, wherever it is now: a node that has moved keeps its certificate."""
+
+    def __init__(self, name, address, ca):
+        self._place, self._tls = (address, API_PORT), ssl.create_default_context(cafile=ca)
+        super().__init__(name, API_PORT, timeout=ANSWER_S, context=self._tls)
+
+    def connect(self):
+        plain = socket.create_connection(self._place, timeout=ANSWER_S)
+        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
 
 
 def eventually(ask, what, seconds=ANSWER_S):
