@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,62 @@ def write(path: Path, data: bytes, mode: int) -> None:
     except OSError as error:
         hint = "check the folder's permissions and the free space"
         raise StorageError(f"{path}: cannot write: {error.strerror}", hint=hint) from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file for good; one that is not there is fine.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    try:
+        path.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except OSError as error:
+        hint = "check the folder's permissions"
+        raise StorageError(f"{path}: cannot remove: {error.strerror}", hint=hint) from None
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file the name of another, which it replaces in one step, also after power loss.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    try:
+        source.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        hint = "check the folder's permissions"
+        raise StorageError(f"{target}: cannot replace: {error.strerror}", hint=hint) from None
+
+
+def give(path: Path, mode: int, owner: tuple[int, int] | None) -> bool:
+    """Set mode and owner.
+
+    Args:
+        path: a file or folder.
+        mode: its permissions.
+        owner: (user id, group id), or None to leave them.
+
+    Returns:
+        Whether anything was changed.
+
+    Raises:
+        StorageError: that is not allowed.
+    """
+    try:
+        now = path.stat()
+        same_owner = owner is None or owner == (now.st_uid, now.st_gid)
+        if same_owner and stat.S_IMODE(now.st_mode) == mode:
+            return False
+        if owner is not None and not same_owner:
+            os.chown(path, *owner)
+        path.chmod(mode)
+    except OSError as error:
+        hint = "run it as root, or as the owner"
+        raise StorageError(f"{path}: cannot set its permissions: {error.strerror}", hint=hint) from None
+    return True
 
 
 def make_folder(path: Path, mode: int = 0o700) -> None:

@@ -3,22 +3,22 @@
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from edgeorch import files
-from edgeorch.errors import ConfigError, ConflictError, InvalidRequestError, NotFoundError
+from edgeorch.errors import ConflictError, InvalidRequestError, NotFoundError
 from edgeorch.identity import issue, pem
-from edgeorch.identity.index import Entry, Index, read_index
-from edgeorch.identity.names import FLEET, NAME, NODE_ID
-from edgeorch.identity.node import fingerprint
-from edgeorch.identity.revocation import read_revocations
+from edgeorch.identity.ca_files import KEY, CaFiles, Signer
+from edgeorch.identity.index import Entry, Index
+from edgeorch.identity.names import FLEET, fingerprint
+from edgeorch.identity.revocation import Revocations, read_revocations
+from edgeorch.identity.rotation import Rotation
+from edgeorch.identity.signing import Answer, Request, Wish, issue_one, sign
 from edgeorch.model import new_node_id
 
 
@@ -56,14 +56,7 @@ class Authority:
 
     def __init__(self, folder: Path, passphrase: bytes | None, wall: Callable[[], float]) -> None:
         """Use ``create`` or ``open``."""
-        self._folder = folder
-        self._passphrase = passphrase
-        self._wall = wall
-        self.ca_pem = files.read(folder / "ca.pem", "the CA certificate")
-        try:
-            self._ca = x509.load_pem_x509_certificate(self.ca_pem)
-        except ValueError:
-            raise ConfigError(f"{folder / 'ca.pem'}: not a PEM certificate") from None
+        self._ca = CaFiles(folder, passphrase, wall)
 
     @classmethod
     def create(
@@ -100,11 +93,10 @@ class Authority:
             key = issue.new_key()
             certificate = issue.ca_certificate(key, fleet, wall())
             # The index is last: a folder without one is not in use.
-            files.write(folder / "ca.key", pem.write_private(key, passphrase), 0o600)
-            files.write(folder / "ca.pem", certificate.public_bytes(Encoding.PEM), 0o644)
-            crl = issue.revocation_list(certificate, key, (), number=1, wall=wall())
-            files.write(folder / "crl.pem", crl.public_bytes(Encoding.PEM), 0o644)
-            files.write(folder / "index.json", Index(fleet=fleet, crl_number=1).json(), 0o600)
+            ca = CaFiles(folder, passphrase, wall)
+            ca.write_key(KEY, key)
+            ca.write_bundle([certificate])
+            ca.keep(Index(fleet=fleet, crl_number=1), Signer(certificate, key))
         return cls(folder, passphrase, wall)
 
     @classmethod
@@ -117,23 +109,38 @@ class Authority:
             ConfigError: there is none, or it cannot be read.
         """
         authority = cls(folder, passphrase, wall)
-        authority.index()
+        _ = authority.fingerprints, authority.index()
         return authority
 
     @property
     def folder(self) -> Path:
         """Where the CA is kept."""
-        return self._folder
+        return self._ca.folder
+
+    @property
+    def ca_pem(self) -> bytes:
+        """What nodes and clients are to trust: one CA, or two while it is being changed."""
+        return self._ca.bundle_pem
+
+    @property
+    def crl_pem(self) -> bytes:
+        """The revocation list."""
+        return self._ca.crl_pem
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """SHA-256 of the trusted CA certificates, in hex; the first one signs."""
+        return tuple(fingerprint(ca) for ca in self._ca.bundle)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the CA certificate, in hex."""
-        return fingerprint(self._ca)
+        """Of the CA that signs now."""
+        return self.fingerprints[0]
 
     @property
     def not_after(self) -> float:
-        """When the CA certificate expires, seconds since the epoch."""
-        return self._ca.not_valid_after_utc.timestamp()
+        """When the CA that signs now expires, seconds since the epoch."""
+        return self._ca.bundle[0].not_valid_after_utc.timestamp()
 
     def index(self) -> Index:
         """What was issued and revoked.
@@ -141,8 +148,7 @@ class Authority:
         Raises:
             ConfigError: the index cannot be read.
         """
-        path = self._folder / "index.json"
-        return read_index(files.read(path, "the list of issued certificates"), str(path))
+        return self._ca.index()
 
     def issue(
         self,
@@ -167,53 +173,36 @@ class Authority:
         Raises:
             InvalidRequestError: a name, address, id, key or number of days cannot be used.
             ConflictError: the name belongs to another node, or the id to another name or a revoked node.
-            ConfigError: the CA's key cannot be read.
+            ConfigError: the CA's key cannot be read, or the CA has expired.
             StorageError: the folder cannot be written.
         """
-        _check_wish(name, addresses, node_id, days)
-        made = None
-        if public_key is None:
-            made = issue.new_key()
-            public: issue.PublicKey = made.public_key()
-        else:
-            public = pem.read_public(public_key)
-        with files.locked(self._folder):
-            index, now, ca_key = self.index(), self._wall(), self._key()
-            node_id = node_id or new_node_id(random.SystemRandom())
-            known = index.entry_for(name, node_id)
-            holder = index.holder(name)
-            if holder and holder.id != node_id:
-                if not replace:
-                    hint = f"--replace revokes that node, --node-id {holder.id} renews its certificate"
-                    raise ConflictError(f"the name {name!r} belongs to node {holder.id}", hint=hint)
-                index = index.revoke(holder.id, now)
-            certificate = issue.node_certificate(
-                self._ca,
-                ca_key,
-                public,
-                fleet=index.fleet,
-                node_id=node_id,
-                name=name,
-                addresses=addresses,
-                wall=now,
-                days=days,
-            )
-            entry = Entry(
-                id=node_id,
-                name=name,
-                addresses=tuple(addresses),
-                serials=(*(known.serials if known else ()), f"{certificate.serial_number:x}"),
-                expires_at=certificate.not_valid_after_utc.timestamp(),
-            )
-            index = index.with_entry(entry)
-            crl = self._keep(index, ca_key)
+        made = issue.new_key() if public_key is None else None
+        wish = Wish(
+            name=name,
+            node_id=node_id or new_node_id(random.SystemRandom()),
+            key=made.public_key() if made else pem.read_public(public_key or b""),
+            addresses=tuple(addresses),
+            replace=replace,
+            days=days,
+        )
+        with self._locked():
+            now, signer = self._ca.wall(), self._ca.signer()
+            signer.check_in_date(now)
+            index, entry, certificate = issue_one(self.index(), signer, wish, now)
+            crl = self._ca.keep(index, signer)
+            bundle = self.ca_pem
         return Issued(
             entry=entry,
             certificate=certificate.public_bytes(Encoding.PEM),
             key=pem.write_private(made) if made else None,
-            ca=self.ca_pem,
+            ca=bundle,
             crl=crl,
         )
+
+    def sign(self, requests: Sequence[Request]) -> Answer:
+        """Sign for the nodes of a whole play; see ``signing.sign``."""
+        with self._locked():
+            return sign(self._ca, requests)
 
     def revoke(self, name_or_id: str) -> Entry:
         """Put every certificate of a node on the revocation list; again for a revoked one changes nothing.
@@ -223,61 +212,40 @@ class Authority:
             ConfigError: the CA's key cannot be read.
             StorageError: the folder cannot be written.
         """
-        with files.locked(self._folder):
-            index, ca_key = self.index(), self._key()
+        with self._locked():
+            index, signer = self.index(), self._ca.signer()
             by_id = next((entry for entry in index.nodes if entry.id == name_or_id), None)
             entry = index.holder(name_or_id) or by_id
             if entry is None:
                 hint = "`edgeorch keys show` lists the nodes"
                 raise NotFoundError(f"no node {name_or_id!r} in fleet {index.fleet}", hint=hint)
             if entry.revoked_at is None:
-                index = index.revoke(entry.id, self._wall())
-            self._keep(index, ca_key)
+                index = index.revoke(entry.id, self._ca.wall())
+            self._ca.keep(index, signer)
             return next(other for other in index.nodes if other.id == entry.id)
 
-    def _keep(self, index: Index, ca_key: ec.EllipticCurvePrivateKey) -> bytes:
-        """Write the index, then the list where it is behind (also after a crash between the two)."""
-        files.write(self._folder / "index.json", index.json(), 0o600)
-        path = self._folder / "crl.pem"
-        kept = files.read_optional(path, "the revocation list")
-        if kept and read_revocations(kept, (self._ca,), str(path)).number == index.crl_number:
-            return kept
-        crl = issue.revocation_list(
-            self._ca, ca_key, index.revoked(), number=index.crl_number, wall=self._wall()
-        )
-        fresh = crl.public_bytes(Encoding.PEM)
-        files.write(path, fresh, 0o644)
-        return fresh
+    def renew_list(self) -> bool:
+        """Sign the revocation list afresh where it ends soon; returns whether it did.
 
-    def _key(self) -> ec.EllipticCurvePrivateKey:
-        path = self._folder / "ca.key"
-        key = pem.read_private(files.read(path, "the CA's key"), self._passphrase, str(path))
-        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != self._ca.public_key():
-            raise ConfigError(f"{path} is not the key of ca.pem", hint="restore both from the same backup")
-        return key
+        Raises:
+            ConfigError: the CA's key cannot be read.
+            StorageError: the folder cannot be written.
+        """
+        with self._locked():
+            before = self.crl_pem
+            return self._ca.keep(self.index(), self._ca.signer()) != before
 
+    def list_in_force(self) -> Revocations:
+        """The revocation list, read.
 
-def _check_wish(name: str, addresses: Sequence[str], node_id: str | None, days: float) -> None:
-    if not NAME.fullmatch(name) or name.lower() == "self":
-        hint = "1 to 63 letters, digits, dots, dashes and underscores; not `self`"
-        raise InvalidRequestError(f"{name!r} cannot name a node", hint=hint)
-    for address in addresses:
-        if not _is_address(address):
-            hint = "give an IP address or a host name, without a port"
-            raise InvalidRequestError(f"{address!r} is not an address", hint=hint)
-    if node_id is not None and not NODE_ID.fullmatch(node_id):
-        raise InvalidRequestError(
-            f"{node_id!r} is not a node id", hint="ten characters, as in the node's node_id"
-        )
-    if not 0 < days <= issue.CA_DAYS:
-        raise InvalidRequestError(f"{days} days is not possible", hint=f"1 to {issue.CA_DAYS} days")
+        Raises:
+            IdentityError: it is damaged or missing.
+        """
+        return read_revocations(self.crl_pem, self._ca.bundle, str(self.folder / "crl.pem"))
 
+    def rotation(self) -> Rotation:
+        """How far the change of the CA has come, and its steps."""
+        return Rotation(self._ca)
 
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        labels = text.split(".")
-        # All digits would be an IP address with a typo.
-        return not labels[-1].isdigit() and all(NAME.fullmatch(label) for label in labels)
-    return "%" not in text
+    def _locked(self) -> AbstractContextManager[None]:
+        return files.locked(self.folder)

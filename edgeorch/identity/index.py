@@ -18,6 +18,8 @@ class Entry(Kept, frozen=True, kw_only=True):
     """Of every certificate issued to this id, in hex."""
     expires_at: float
     """Of the newest certificate."""
+    ca: str = ""
+    """Fingerprint of the CA that signed the newest certificate; empty for one of before the first change."""
     revoked_at: float | None = None
 
 
@@ -26,6 +28,8 @@ class Index(Kept, frozen=True, kw_only=True):
 
     fleet: str
     crl_number: int
+    successor: str = ""
+    """Fingerprint of the CA that is to replace the present one, while that change is under way."""
     nodes: tuple[Entry, ...] = ()
 
     def json(self) -> bytes:
@@ -45,12 +49,36 @@ class Index(Kept, frozen=True, kw_only=True):
         """
         entry = next((entry for entry in self.nodes if entry.id == node_id), None)
         if entry and entry.revoked_at is not None:
-            hint = "leave --node-id out for a new id, and remove the old node_id file from the node"
+            hint = "to take it in again, remove node_id and pki below /etc/edgeorch there: it gets a new id"
             raise ConflictError(f"node {node_id} is revoked", hint=hint)
         if entry and entry.name != name:
             hint = "to rename a node, revoke it and issue a new id"
             raise ConflictError(f"node {node_id} is named {entry.name!r}", hint=hint)
         return entry
+
+    def claim(self, name: str, node_id: str, now: float, *, replace: bool) -> tuple[Self, Entry | None]:
+        """Give a name to an id.
+
+        Args:
+            name: for the next certificate.
+            node_id: who gets it.
+            now: when the node that has the name, if another, is revoked.
+            replace: revoke that node.
+
+        Returns:
+            The index after that, and what it knew of the id.
+
+        Raises:
+            ConflictError: the name belongs to another node, or the id to another name or a revoked node.
+        """
+        known = self.entry_for(name, node_id)
+        holder = self.holder(name)
+        if holder is None or holder.id == node_id:
+            return self, known
+        if not replace:
+            hint = f"--replace revokes that node, --node-id {holder.id} renews its certificate"
+            raise ConflictError(f"the name {name!r} belongs to node {holder.id}", hint=hint)
+        return self.revoke(holder.id, now), known
 
     def with_entry(self, entry: Entry) -> Self:
         """With an entry added, or in place of the one with the same id."""

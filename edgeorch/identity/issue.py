@@ -62,11 +62,11 @@ def node_certificate(
         name: the node's name; common name and first DNS SAN.
         addresses: IP addresses and host names for the SANs.
         wall: now, seconds since the epoch.
-        days: until it expires.
+        days: until it expires, at most as long as the CA.
     """
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    left_s = ca.not_valid_after_utc.timestamp() - wall
     return (
-        _certificate(subject, ca.subject, key, ca_key.public_key(), wall, days)
+        _certificate(subject_of(name), ca.subject, key, ca_key.public_key(), wall, min(days, left_s / DAY))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(sign_certificates=False), critical=True)
         .add_extension(
@@ -74,7 +74,7 @@ def node_certificate(
             critical=False,
         )
         .add_extension(
-            x509.SubjectAlternativeName(list(_alternative_names(node_uri(fleet, node_id), name, addresses))),
+            x509.SubjectAlternativeName(alternative_names(node_uri(fleet, node_id), name, addresses)),
             critical=False,
         )
         .sign(ca_key, hashes.SHA256())
@@ -144,15 +144,30 @@ def _usage(*, sign_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _alternative_names(uri: str, name: str, addresses: Sequence[str]) -> Iterable[x509.GeneralName]:
-    yield x509.UniformResourceIdentifier(uri)
-    yield x509.DNSName(name)
-    for address in dict.fromkeys(addresses):
-        try:
-            yield x509.IPAddress(ip_address(address))
-        except ValueError:
-            if address != name:
-                yield x509.DNSName(address)
+def subject_of(name: str) -> x509.Name:
+    """The subject of a node's certificate."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def alternative_names(uri: str, name: str, addresses: Sequence[str]) -> list[x509.GeneralName]:
+    """What a node's certificate is good for: its id, its name here and in mDNS, and its addresses."""
+    in_mdns = [] if _is_ip(name) else [f"{name.partition('.')[0]}.local"]
+    wanted = (name, *in_mdns, *addresses)
+    return [
+        x509.UniformResourceIdentifier(uri),
+        *(
+            x509.IPAddress(ip_address(text)) if _is_ip(text) else x509.DNSName(text)
+            for text in dict.fromkeys(wanted)
+        ),
+    ]
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _time(seconds: float) -> dt.datetime:

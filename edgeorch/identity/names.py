@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
 from edgeorch.errors import IdentityError
@@ -38,6 +39,11 @@ class PeerIdentity:
 def node_uri(fleet: str, node_id: str) -> str:
     """The URI SAN of a node."""
     return f"edgeorch://{fleet}/node/{node_id}"
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate, in hex."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def read_names(certificate: x509.Certificate) -> PeerIdentity:

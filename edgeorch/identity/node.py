@@ -7,13 +7,12 @@ from pathlib import Path
 
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 from edgeorch import files
 from edgeorch.config import Loaded
 from edgeorch.errors import ConfigError, IdentityError, StorageError
-from edgeorch.identity import contexts, pem
-from edgeorch.identity.names import NODE_ID, PeerIdentity
+from edgeorch.identity import contexts, own_key, pem
+from edgeorch.identity.names import NODE_ID, PeerIdentity, fingerprint
 from edgeorch.identity.peer import verify
 from edgeorch.identity.revocation import Revocations, read_revocations
 
@@ -172,13 +171,12 @@ class Identity:
 
     def _read(self) -> _Material:
         pki = self._pki
-        ca_path, certificate_path, key_path = pki / "ca.pem", pki / "node.pem", pki / "node.key"
+        ca_path, certificate_path = pki / "ca.pem", pki / "node.pem"
         ca_pem = files.read(ca_path, "the fleet's CA certificate")
-        cas = _certificates(ca_pem, ca_path)
-        certificate = _certificates(files.read(certificate_path, "the node's certificate"), certificate_path)[
-            0
-        ]
-        _check_key(key_path, certificate, certificate_path)
+        cas = pem.read_certificates(ca_pem, str(ca_path), _COPY)
+        text = files.read(certificate_path, "the node's certificate")
+        certificate = pem.read_certificates(text, str(certificate_path), _COPY)[0]
+        key_path = own_key.fitting(pki, certificate)
         revocations = Revocations()
         crl_path = pki / "crl.pem"
         crl = files.read_optional(crl_path, "the revocation list")
@@ -240,28 +238,6 @@ def load_identity(loaded: Loaded, *, wall: Callable[[], float]) -> Identity:
         IdentityError: the certificate is not from ca.pem, expired, not yet valid or revoked.
     """
     return Identity(loaded, wall=wall)
-
-
-def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256 of a certificate, in hex."""
-    return certificate.fingerprint(hashes.SHA256()).hex()
-
-
-def _certificates(text: bytes, path: Path) -> tuple[x509.Certificate, ...]:
-    try:
-        return tuple(x509.load_pem_x509_certificates(text))
-    except ValueError:
-        raise ConfigError(f"{path}: not a PEM certificate", hint=_COPY) from None
-
-
-def _check_key(path: Path, certificate: x509.Certificate, certificate_path: Path) -> None:
-    key = pem.read_private(files.read(path, "the node's key"), None, str(path))
-    if key.public_key() != certificate.public_key():
-        raise ConfigError(
-            f"{path} is not the key of {certificate_path}", hint="copy both from the same folder"
-        )
-    if path.stat().st_mode & 0o007:
-        log.warning("the node's key is open to every user of this machine", path=str(path), fix="chmod o= it")
 
 
 def _about_own(error: IdentityError, certificate_path: Path, ca_path: Path) -> IdentityError:

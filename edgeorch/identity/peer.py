@@ -42,7 +42,7 @@ def verify(
         IdentityError: with a reason: ``wrong_ca``, ``no_identity``, ``wrong_fleet``, ``expired``,
             ``not_yet_valid`` or ``revoked``.
     """
-    signer = next((ca for ca in cas if _issued(certificate, ca)), None)
+    signer = next((ca for ca in cas if issued_by(certificate, ca)), None)
     if signer is None:
         issuer = certificate.issuer.rfc4514_string()
         raise IdentityError(f"the certificate is from another CA ({issuer})", reason="wrong_ca")
@@ -52,10 +52,10 @@ def verify(
         raise IdentityError(f"{who} is for fleet {peer.fleet}, not {fleet}", reason="wrong_fleet")
     if wall < peer.not_before:
         raise IdentityError(
-            f"{who} is not valid before {_date(peer.not_before)}", hint=_CLOCK, reason="not_yet_valid"
+            f"{who} is not valid before {day_of(peer.not_before)}", hint=_CLOCK, reason="not_yet_valid"
         )
     if wall > peer.not_after:
-        raise IdentityError(f"{who} expired at {_date(peer.not_after)}", hint=_RENEW, reason="expired")
+        raise IdentityError(f"{who} expired at {day_of(peer.not_after)}", hint=_RENEW, reason="expired")
     if wall > signer.not_valid_after_utc.timestamp():
         raise IdentityError("the fleet's CA expired", hint="make a new CA", reason="expired")
     if peer.serial in revocations.serials:
@@ -102,7 +102,8 @@ def _verification_error(error: ssl.SSLCertVerificationError) -> IdentityError:
     return IdentityError(f"the peer's certificate cannot be verified: {said}", hint=hint, reason=reason)
 
 
-def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Whether the CA has signed this certificate."""
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):
@@ -110,5 +111,6 @@ def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     return True
 
 
-def _date(seconds: float) -> str:
+def day_of(seconds: float) -> str:
+    """A time for people."""
     return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -1,5 +1,6 @@
 """Keys as PEM text."""
 
+from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.serialization import (
     KeySerializationEncryption,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
 )
@@ -37,8 +39,15 @@ def read_private(text: bytes, passphrase: bytes | None, source: str) -> PrivateK
     try:
         return load_pem_private_key(text, passphrase if encrypted else None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        wrong = "the passphrase is wrong" if encrypted else "not a PEM private key"
-        raise ConfigError(f"{source}: {wrong}", hint="check that the file is whole") from None
+        if encrypted:
+            hint = "give the one with which the CA was made (edgeorch_ca_passphrase in the playbooks)"
+            raise ConfigError(f"{source}: the passphrase is wrong", hint=hint) from None
+        raise ConfigError(f"{source}: not a PEM private key", hint="check that the file is whole") from None
+
+
+def write_public(key: PublicKey) -> bytes:
+    """A public key, as ``read_public`` takes it."""
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def read_public(text: bytes) -> PublicKey:
@@ -58,3 +67,20 @@ def read_public(text: bytes) -> PublicKey:
         return key
     hint = "use EC P-256 (or P-384, or RSA with 2048 bits and more)"
     raise InvalidRequestError("this kind of public key cannot be used", hint=hint)
+
+
+def write_certificate(certificate: x509.Certificate) -> bytes:
+    """One certificate."""
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def read_certificates(text: bytes, source: str, hint: str = "") -> tuple[x509.Certificate, ...]:
+    """One or more certificates.
+
+    Raises:
+        ConfigError: it is not that.
+    """
+    try:
+        return tuple(x509.load_pem_x509_certificates(text))
+    except ValueError:
+        raise ConfigError(f"{source}: not a PEM certificate", hint=hint) from None

@@ -22,17 +22,23 @@ class Revocations:
         pem: the list as it came.
         number: higher is newer; 0 for no list.
         serials: of revoked certificates.
+        made_at: seconds since the epoch, less two days as with certificates; 0 for no list.
         expires_at: seconds since the epoch; None for never.
     """
 
     pem: bytes = b""
     number: int = 0
     serials: frozenset[int] = frozenset()
+    made_at: float = 0.0
     expires_at: float | None = None
 
     def expired(self, wall: float) -> bool:
         """Whether a newer list should have come by now."""
         return self.expires_at is not None and self.expires_at < wall
+
+    def signed_by(self, ca: x509.Certificate) -> bool:
+        """Whether this CA signed it."""
+        return bool(self.pem) and _signed_by(x509.load_pem_x509_crl(self.pem), ca)
 
 
 def read_revocations(pem: bytes, cas: Sequence[x509.Certificate], source: str) -> Revocations:
@@ -53,7 +59,7 @@ def read_revocations(pem: bytes, cas: Sequence[x509.Certificate], source: str) -
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         serials = frozenset(entry.serial_number for entry in crl)
         expires = crl.next_update_utc
-        genuine = any(crl.issuer == ca.subject and _signed_by(crl, ca) for ca in cas)
+        genuine = any(_signed_by(crl, ca) for ca in cas)
     except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, UnsupportedAlgorithm):
         raise IdentityError(f"{source}: not a numbered revocation list", hint=hint) from None
     if not genuine:
@@ -61,12 +67,18 @@ def read_revocations(pem: bytes, cas: Sequence[x509.Certificate], source: str) -
             f"{source}: the revocation list is not signed by this fleet's CA", hint=hint, reason="wrong_ca"
         )
     return Revocations(
-        pem=pem, number=number, serials=serials, expires_at=expires.timestamp() if expires else None
+        pem=pem,
+        number=number,
+        serials=serials,
+        made_at=crl.last_update_utc.timestamp(),
+        expires_at=expires.timestamp() if expires else None,
     )
 
 
 def _signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
     key = ca.public_key()
+    if crl.issuer != ca.subject:
+        return False
     if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
         return False
     try:

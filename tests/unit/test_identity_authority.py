@@ -57,7 +57,7 @@ def test_a_node_certificate(home):
     certificate = x509.load_pem_x509_certificate(issued.certificate)
     names = extension(certificate, x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == [node_uri("home", issued.entry.id)]
-    assert names.get_values_for_type(x509.DNSName) == ["kitchen", "kitchen.lan"]
+    assert names.get_values_for_type(x509.DNSName) == ["kitchen", "kitchen.local", "kitchen.lan"]
     assert names.get_values_for_type(x509.IPAddress) == [ip_address("192.0.2.7"), ip_address("2001:db8::7")]
     assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "kitchen"
     assert set(extension(certificate, x509.ExtendedKeyUsage).value) == {

@@ -1,0 +1,23 @@
+"""``edgeorch keys``: the fleet's CA on the controller, and the files of each node."""
+
+import click
+
+from edgeorch.cli.keys.fleet import init, issue, revoke, show
+from edgeorch.cli.keys.node import install, request
+from edgeorch.cli.keys.options import HOME, fleet_folder
+from edgeorch.cli.keys.rotate import crl, rotate_ca
+from edgeorch.cli.keys.sign import sign
+
+__all__ = ["HOME", "fleet_folder", "keys"]
+
+
+@click.group()
+def keys() -> None:
+    """Make the fleet's CA and give every node its own key.
+
+    On the controller: init, issue, sign, revoke, show, crl, rotate-ca. On a node: request, install.
+    """
+
+
+for command in (init, issue, sign, revoke, show, crl, rotate_ca, request, install):
+    keys.add_command(command)
