@@ -199,10 +199,10 @@ class Authority:
             crl=crl,
         )
 
-    def sign(self, requests: Sequence[Request]) -> Answer:
+    def sign(self, requests: Sequence[Request], *, check: bool = False) -> Answer:
         """Sign for the nodes of a whole play; see ``signing.sign``."""
         with self._locked():
-            return sign(self._ca, requests)
+            return sign(self._ca, requests, check=check)
 
     def revoke(self, name_or_id: str) -> Entry:
         """Put every certificate of a node on the revocation list; again for a revoked one changes nothing.

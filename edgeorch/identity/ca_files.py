@@ -18,7 +18,7 @@ from edgeorch import files
 from edgeorch.errors import ConfigError, IdentityError
 from edgeorch.identity import issue, pem
 from edgeorch.identity.index import Index, read_index
-from edgeorch.identity.peer import day_of
+from edgeorch.identity.peer import NEW_CA, day_of
 from edgeorch.identity.revocation import Revocations, read_revocations
 
 KEY = "ca.key"
@@ -38,7 +38,7 @@ class Signer:
         if now > self.certificate.not_valid_after_utc.timestamp():
             raise ConfigError(
                 f"the fleet's CA expired at {day_of(self.certificate.not_valid_after_utc.timestamp())}",
-                hint="make a new one: rotate-keys.yml with -e rotate_ca=true, or `edgeorch keys rotate-ca`",
+                hint=NEW_CA,
             )
 
 
@@ -128,7 +128,7 @@ class CaFiles:
             The list, in PEM.
         """
         kept = self._kept_list()
-        good = kept is not None and not kept.expired(self.wall() + issue.WARN_DAYS * issue.DAY)
+        good = kept is not None and not self._ends_soon(kept)
         if kept and good and kept.number == index.crl_number and kept.signed_by(signer.certificate):
             self.write_index(index)
             return kept.pem
@@ -141,6 +141,14 @@ class CaFiles:
         fresh = crl.public_bytes(Encoding.PEM)
         files.write(self.folder / "crl.pem", fresh, 0o644)
         return fresh
+
+    def list_is_due(self) -> bool:
+        """Whether there is no revocation list, or one that ends soon."""
+        kept = self._kept_list()
+        return kept is None or self._ends_soon(kept)
+
+    def _ends_soon(self, kept: Revocations) -> bool:
+        return kept.expired(self.wall() + issue.WARN_DAYS * issue.DAY)
 
     def _kept_list(self) -> Revocations | None:
         """The list as it is; None where there is none that can be read."""

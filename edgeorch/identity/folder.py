@@ -28,11 +28,12 @@ FOLDER_MODE = 0o750
 
 @dataclass(frozen=True)
 class Requested:
-    """What the controller needs to sign for this node, in PEM. ``certificate``: the present one, if any."""
+    """What the controller needs to sign for this node, in PEM, with the present certificate and list."""
 
     node_id: str
     public_key: str
     certificate: str
+    crl: str
     changed: bool
 
 
@@ -72,7 +73,26 @@ class NodeFolder:
             node_id=node_id,
             public_key=pem.write_public(public).decode(),
             certificate=text.decode("ascii", "replace") if certificate is not None else "",
+            crl=self._list(),
             changed=self._changed,
+        )
+
+    def look(self, *, rotate: bool = False) -> Requested:
+        """What ``request`` would answer, with nothing made or mended; empty for what is not there yet.
+
+        Raises:
+            ConfigError: a file is there and cannot be used.
+        """
+        certificate = self._certificate()
+        kept = files.read_optional(self._folder / "node_id", "the node's id") or b""
+        key = self._pki / own_key.KEY
+        public = pem.write_public(own_key.public_key(key)).decode() if key.exists() else ""
+        return Requested(
+            node_id=kept.decode("ascii", "replace").strip(),
+            public_key=public,
+            certificate=pem.write_certificate(certificate).decode() if certificate is not None else "",
+            crl=self._list(),
+            changed=rotate or not kept or not public,
         )
 
     def install(self, certificate: bytes, ca: bytes, crl: bytes) -> bool:
@@ -115,6 +135,10 @@ class NodeFolder:
             return pem.read_certificates(text, "")[0] if text else None
         except ConfigError:
             return None
+
+    def _list(self) -> str:
+        text = files.read_optional(self._pki / "crl.pem", "the revocation list") or b""
+        return text.decode("ascii", "replace")
 
     def _node_id(self, certificate: x509.Certificate | None) -> str:
         path = self._folder / "node_id"

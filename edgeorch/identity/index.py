@@ -1,11 +1,15 @@
 """What a fleet CA has issued and revoked: pure data, kept in ``index.json``."""
 
+from collections.abc import Iterable
 from typing import Self
 
 import msgspec
 
 from edgeorch.errors import ConfigError, ConflictError
 from edgeorch.model import Kept
+
+LOST = "unknown"
+"""Name of an entry for revoked certificates of which only the serials are known."""
 
 
 class Entry(Kept, frozen=True, kw_only=True):
@@ -19,7 +23,7 @@ class Entry(Kept, frozen=True, kw_only=True):
     expires_at: float
     """Of the newest certificate."""
     ca: str = ""
-    """Fingerprint of the CA that signed the newest certificate; empty for one of before the first change."""
+    """Fingerprint of the CA of the certificate that the node is known to have; empty for unknown."""
     revoked_at: float | None = None
 
 
@@ -76,7 +80,10 @@ class Index(Kept, frozen=True, kw_only=True):
         if holder is None or holder.id == node_id:
             return self, known
         if not replace:
-            hint = f"--replace revokes that node, --node-id {holder.id} renews its certificate"
+            hint = (
+                "if the machine was installed anew, revoke that node: --replace, or -e edgeorch_replace=true "
+                f"for the playbooks (--node-id {holder.id} renews its certificate)"
+            )
             raise ConflictError(f"the name {name!r} belongs to node {holder.id}", hint=hint)
         return self.revoke(holder.id, now), known
 
@@ -92,6 +99,31 @@ class Index(Kept, frozen=True, kw_only=True):
             for entry in self.nodes
         )
         return msgspec.structs.replace(self, nodes=nodes, crl_number=self.crl_number + 1)
+
+    def with_list(self, number: int, serials: Iterable[int], now: float) -> Self:
+        """With a revocation list that was signed here and that this index, an old copy, does not know.
+
+        The next list gets a higher number and names all that this one does.
+
+        Args:
+            number: of the list; one that is not newer changes nothing.
+            serials: of revoked certificates.
+            now: seconds since the epoch.
+        """
+        if number <= self.crl_number:
+            return self
+        listed = {f"{serial:x}" for serial in serials}
+        nodes = tuple(
+            msgspec.structs.replace(entry, revoked_at=now)
+            if entry.revoked_at is None and listed.intersection(entry.serials)
+            else entry
+            for entry in self.nodes
+        )
+        strange = tuple(sorted(listed.difference(*(entry.serials for entry in nodes))))
+        if strange:
+            lost = Entry(id=f"list-{number}", name=LOST, serials=strange, expires_at=now, revoked_at=now)
+            nodes += (lost,)
+        return msgspec.structs.replace(self, nodes=nodes, crl_number=number + 1)
 
     def revoked(self) -> list[tuple[int, float]]:
         """(serial, when) of every revoked certificate."""

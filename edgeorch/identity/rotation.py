@@ -6,7 +6,7 @@ every node must have been given the bundle and its certificate. The revocation l
 that signs, holds the serials of both, and is numbered on; nodes take it from any CA that they trust.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
@@ -37,12 +37,15 @@ class Rotation:
             return ""
         return "reissue" if trusted[0] == successor else "begin"
 
-    def pending(self) -> list[str]:
-        """Names of the nodes, not revoked, that have no certificate of the new CA yet."""
+    def pending(self, names: Iterable[str] = ()) -> list[str]:
+        """Names of the nodes, not revoked, that are not known to have a certificate of the new CA.
+
+        Args:
+            names: of further nodes, which the CA perhaps does not know.
+        """
         index = self._ca.index()
-        return sorted(
-            entry.name for entry in index.nodes if entry.revoked_at is None and entry.ca != index.successor
-        )
+        known = {entry.name: entry.ca == index.successor for entry in index.nodes if entry.revoked_at is None}
+        return sorted({*known, *names} - {name for name, done in known.items() if done})
 
     def begin(self) -> bool:
         """Make the new CA, to be trusted beside the old one, which goes on signing.
@@ -68,7 +71,10 @@ class Rotation:
             )
             changed = msgspec.structs.replace(index, successor=fingerprint(successor), nodes=nodes)
             self._ca.keep(changed, signer)
-            self._ca.write_bundle([signer.certificate, successor])
+            bundle = [signer.certificate, successor]
+            if self._ca.wall() > signer.certificate.not_valid_after_utc.timestamp():
+                bundle.reverse()  # nobody believes what the old one signs: nothing is to be kept up
+            self._ca.write_bundle(bundle)
             return True
 
     def reissue(self) -> bool:
@@ -94,8 +100,11 @@ class Rotation:
             self._ca.keep(index, self._ca.signer())
             return phase == "begin"
 
-    def finish(self) -> None:
+    def finish(self, names: Iterable[str] = ()) -> None:
         """Trust the old CA no longer.
+
+        Args:
+            names: of nodes that must have a certificate of the new one besides those that the CA knows.
 
         Raises:
             ConflictError: a node has no certificate of the new CA, or nothing was signed with it yet.
@@ -105,10 +114,10 @@ class Rotation:
             if self.phase != "reissue":
                 hint = "the steps are `edgeorch keys rotate-ca begin`, `reissue`, `finish`"
                 raise ConflictError("the new CA does not sign yet", hint=hint)
-            if pending := self.pending():
+            if pending := self.pending(names):
                 raise ConflictError(
-                    f"no certificate of the new CA yet: {', '.join(pending)}",
-                    hint="give them one first, or revoke those that are gone (`edgeorch keys revoke`)",
+                    f"the old CA stays: no certificate of the new one yet on {', '.join(pending)}",
+                    hint="run the same again when they are up, or revoke those that are gone",
                 )
             self._ca.write_bundle(self._ca.bundle[:1])
             self._tidy(index)

@@ -5,6 +5,7 @@ The classes here are the JSON that ``edgeorch keys sign`` reads and writes; time
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -12,12 +13,13 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from edgeorch.errors import ConfigError, ConflictError, InvalidRequestError
+from edgeorch.errors import ConfigError, ConflictError, IdentityError, InvalidRequestError
 from edgeorch.identity import issue, pem
 from edgeorch.identity.ca_files import CaFiles, Signer
 from edgeorch.identity.index import Entry, Index
-from edgeorch.identity.names import NAME, NODE_ID, fingerprint, node_uri
+from edgeorch.identity.names import NAME, NODE_ID, fingerprint, node_uri, read_names
 from edgeorch.identity.peer import issued_by
+from edgeorch.identity.revocation import read_revocations
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,6 +34,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Revoke the node that has the name now."""
     renew: bool = False
     """Sign also where the present certificate is good."""
+    crl: str = ""
+    """The revocation list on the node; a newer one than ours tells that our folder is an old copy."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +53,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     ca: str
     crl: str
     nodes: dict[str, Outcome]
+    warnings: tuple[str, ...] = ()
+    """What ends within ``WARN_DAYS``, also of nodes that did not ask; a sentence each."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,17 @@ class Wish:
             raise InvalidRequestError(f"{self.days} days is not possible", hint=hint)
 
 
-def issue_one(index: Index, signer: Signer, wish: Wish, now: float) -> tuple[Index, Entry, x509.Certificate]:
+def issue_one(
+    index: Index, signer: Signer, wish: Wish, now: float, *, delivered: bool = True
+) -> tuple[Index, Entry, x509.Certificate]:
     """Issue a certificate.
+
+    Args:
+        index: what was issued before.
+        signer: the CA.
+        wish: what to say.
+        now: seconds since the epoch.
+        delivered: whether the node can be taken to have it; else it shows it with its next request.
 
     Raises:
         ConflictError: the name belongs to another node, or the id to another name or a revoked node.
@@ -100,17 +115,24 @@ def issue_one(index: Index, signer: Signer, wish: Wish, now: float) -> tuple[Ind
         wall=now,
         days=wish.days,
     )
-    entry = _entry(known, wish, certificate, signer.certificate)
+    has = fingerprint(signer.certificate) if delivered else known.ca if known else ""
+    entry = _entry(known, wish, certificate, has)
     return index.with_entry(entry), entry, certificate
 
 
-def sign(ca: CaFiles, requests: Sequence[Request]) -> Answer:
+def sign(ca: CaFiles, requests: Sequence[Request], *, check: bool = False) -> Answer:
     """Answer a whole play. The CA's key is opened only where something is to be signed.
 
     A present certificate is kept while it has the node's key and names, is of the CA that signs now, and ends
     in more than ``WARN_DAYS`` or with the CA. One that is not in the index, because that was restored from a
     backup, is taken up again, so that it can be revoked. What is wrong with one request is said in its
-    outcome and does not hold up the others. Hold the folder's lock.
+    outcome and does not hold up the others. A list that ends soon, or that is older than one on a node, is
+    signed afresh. Hold the folder's lock.
+
+    Args:
+        ca: the fleet's CA.
+        requests: of the nodes.
+        check: sign and write nothing, only say what would be signed.
 
     Raises:
         InvalidRequestError: two requests have one name.
@@ -124,6 +146,7 @@ def sign(ca: CaFiles, requests: Sequence[Request]) -> Answer:
     for request, error in _without_clones(requests):
         try:
             wish = _wish(request, error)
+            _refuse_foreign(request, index, bundle)
             present = None if request.renew else _present(request, wish, index, bundle[0], now)
             if present is None:
                 index.claim(wish.name, wish.node_id, now, replace=wish.replace)
@@ -132,13 +155,17 @@ def sign(ca: CaFiles, requests: Sequence[Request]) -> Answer:
             index, nodes[wish.name] = _kept(index, wish, present, bundle[0])
         except (InvalidRequestError, ConflictError) as failure:
             nodes[request.name] = Outcome(error=str(failure))
+    index = _with_lists(index, requests, bundle, now)
+    if check:
+        nodes |= {wish.name: Outcome(changed=True) for wish in wishes}
+        return Answer(ca="", crl="", nodes=nodes, warnings=_warnings(index, bundle[0], now))
     crl = ca.crl_pem
-    if wishes or not crl:
+    if wishes or index.crl_number != before.crl_number or ca.list_is_due():
         signer = ca.signer()
         signer.check_in_date(now)
         for wish in wishes:
             try:
-                index, _, certificate = issue_one(index, signer, wish, now)
+                index, _, certificate = issue_one(index, signer, wish, now, delivered=False)
             except ConflictError as failure:
                 nodes[wish.name] = Outcome(error=str(failure))
             else:
@@ -146,7 +173,8 @@ def sign(ca: CaFiles, requests: Sequence[Request]) -> Answer:
         crl = ca.keep(index, signer)
     elif index != before:
         ca.write_index(index)
-    return Answer(ca=ca.bundle_pem.decode(), crl=crl.decode(), nodes=nodes)
+    warnings = _warnings(index, bundle[0], now)
+    return Answer(ca=ca.bundle_pem.decode(), crl=crl.decode(), nodes=nodes, warnings=warnings)
 
 
 def rfc3339(seconds: float) -> str:
@@ -214,21 +242,81 @@ def _present(
 def _kept(
     index: Index, wish: Wish, certificate: x509.Certificate, signer: x509.Certificate
 ) -> tuple[Index, Outcome]:
-    known = index.entry_for(wish.name, wish.node_id)
-    if known is None or f"{certificate.serial_number:x}" not in known.serials:
-        index = index.with_entry(_entry(known, wish, certificate, signer))
+    known, ca = index.entry_for(wish.name, wish.node_id), fingerprint(signer)
+    if known is None or known.ca != ca or _serial(certificate) not in known.serials:
+        index = index.with_entry(_entry(known, wish, certificate, ca))
     return index, _outcome(certificate, changed=False)
 
 
-def _entry(known: Entry | None, wish: Wish, certificate: x509.Certificate, signer: x509.Certificate) -> Entry:
+def _entry(known: Entry | None, wish: Wish, certificate: x509.Certificate, ca: str) -> Entry:
     return Entry(
         id=wish.node_id,
         name=wish.name,
         addresses=wish.addresses,
-        serials=(*(known.serials if known else ()), f"{certificate.serial_number:x}"),
+        serials=tuple(dict.fromkeys((*(known.serials if known else ()), _serial(certificate)))),
         expires_at=certificate.not_valid_after_utc.timestamp(),
-        ca=fingerprint(signer),
+        ca=ca,
     )
+
+
+def _serial(certificate: x509.Certificate) -> str:
+    return f"{certificate.serial_number:x}"
+
+
+def _refuse_foreign(request: Request, index: Index, bundle: Sequence[x509.Certificate]) -> None:
+    """A node of another CA is not taken over by accident.
+
+    Raises:
+        ConflictError: it is one, and the request does not say ``replace``.
+    """
+    if not request.certificate or request.replace:
+        return
+    try:
+        certificate = pem.read_certificates(request.certificate.encode(), "certificate")[0]
+        fleet = read_names(certificate).fleet
+    except (ConfigError, IdentityError):
+        return  # damaged: there is nothing to take away
+    ours = any(_serial(certificate) in entry.serials for entry in index.nodes)
+    if ours or any(issued_by(certificate, ca) for ca in bundle):
+        return
+    if fleet != index.fleet:
+        raise ConflictError(
+            f"it is a node of the fleet {fleet}, not of {index.fleet}",
+            hint="take it out of that fleet with remove.yml, or say the right one in edgeorch_fleet",
+        )
+    raise ConflictError(
+        f"its certificate is from another CA of the fleet {fleet}",
+        hint="start from the folder where that CA is, or name it in edgeorch_home; "
+        "if that CA is lost, lost-controller.md says what to do",
+    )
+
+
+def _with_lists(
+    index: Index, requests: Sequence[Request], bundle: Sequence[x509.Certificate], now: float
+) -> Index:
+    """With what the nodes' revocation lists know more than ours."""
+    for request in requests:
+        with suppress(IdentityError):
+            if request.crl:
+                found = read_revocations(request.crl.encode(), bundle, request.name)
+                index = index.with_list(found.number, found.serials, now)
+    return index
+
+
+def _warnings(index: Index, signer: x509.Certificate, now: float) -> tuple[str, ...]:
+    def days(moment: float) -> str:
+        return f"{max(0.0, moment - now) / issue.DAY:.0f} days"
+
+    soon = now + issue.WARN_DAYS * issue.DAY
+    ca_ends = signer.not_valid_after_utc.timestamp()
+    said = [
+        f"the certificate of {entry.name} ends in {days(entry.expires_at)}: deploy.yml renews it"
+        for entry in sorted(index.nodes, key=lambda entry: entry.expires_at)
+        if entry.revoked_at is None and entry.expires_at < soon and entry.expires_at < ca_ends
+    ]
+    if ca_ends < soon:
+        said.insert(0, f"the CA ends in {days(ca_ends)}: rotate-keys.yml with -e rotate_ca=true replaces it")
+    return tuple(said)
 
 
 def _outcome(certificate: x509.Certificate, *, changed: bool) -> Outcome:

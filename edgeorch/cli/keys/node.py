@@ -1,5 +1,6 @@
 """The node's side of keys, run there as root by the playbooks: the private key never leaves the machine."""
 
+import socket
 from pathlib import Path
 
 import click
@@ -30,17 +31,21 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 @click.command()
 @_folder
 @click.option("--rotate", is_flag=True, help="Make a next key; `install` puts it in force.")
+@click.option("--check", is_flag=True, help="Make nothing; only say what is there.")
 @as_json
-def request(*, folder: Path, rotate: bool, as_json: bool) -> None:
+def request(*, folder: Path, rotate: bool, check: bool, as_json: bool) -> None:
     """Make this node's id and key where they are missing, and print the public key."""
-    made = NodeFolder(folder).request(rotate=rotate)
+    node = NodeFolder(folder)
+    made = node.look(rotate=rotate) if check else node.request(rotate=rotate)
     if as_json:
         json_line(
             {
                 "node_id": made.node_id,
                 "public_key": made.public_key,
                 "certificate": made.certificate,
+                "crl": made.crl,
                 "changed": made.changed,
+                "hostname": socket.gethostname(),
             }
         )
         return

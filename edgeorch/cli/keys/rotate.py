@@ -29,6 +29,9 @@ def crl(*, fleet: str | None, folder: Path | None, passphrase_file: Path | None,
 
 @click.command("rotate-ca")
 @click.argument("step", type=click.Choice(["begin", "reissue", "finish"]))
+@click.option(
+    "--node", "nodes", multiple=True, metavar="NAME", help="For finish: a node that must have it too."
+)
 @with_fleet
 @with_dir
 @with_passphrase
@@ -36,6 +39,7 @@ def crl(*, fleet: str | None, folder: Path | None, passphrase_file: Path | None,
 def rotate_ca(
     *,
     step: Literal["begin", "reissue", "finish"],
+    nodes: tuple[str, ...],
     fleet: str | None,
     folder: Path | None,
     passphrase_file: Path | None,
@@ -56,7 +60,7 @@ def rotate_ca(
     elif step == "reissue":
         changed = rotation.reissue()
     else:
-        rotation.finish()
+        rotation.finish(nodes)
     phase = rotation.phase
     pending = rotation.pending() if phase else []
     say(
