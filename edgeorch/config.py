@@ -46,6 +46,8 @@ class Node(Section, frozen=True, kw_only=True):
     """Addresses to bind; empty: all, filtered by ``networks`` and never a container bridge."""
     networks: tuple[str, ...] = ()
     """CIDRs of the networks that may be used and announced; empty: all."""
+    volatile: bool = False
+    """The state folder is meant to be in memory or on an overlay: do not point it out."""
 
 
 class Api(Section, frozen=True, kw_only=True):
@@ -144,9 +146,9 @@ class Policy(Section, frozen=True, kw_only=True):
     apps: str = "/var/edge-orchestration/apps"
     """Folder of the original's ``.conf`` files; they count as listed."""
     host_paths: tuple[str, ...] = ()
-    """Host folders that containers may mount."""
+    """Host folders that containers may mount; never a Docker socket, which ``privileged`` guards."""
     privileged: bool = False
-    """Allow privileged containers, host namespaces, devices and added capabilities."""
+    """Allow privileged containers, host namespaces, devices, added capabilities and the Docker socket."""
     option_files: bool = False
     """Allow docker run options that read files of the node (``--env-file``, ``--label-file``)."""
 
@@ -166,6 +168,8 @@ class Store(Section, frozen=True, kw_only=True):
     retention_s: Positive = 604_800.0
     retention_bytes: Count = 1 << 30
     """Of output; the oldest goes first."""
+    stall_limit_s: Positive = 300.0
+    """A disk that answers nothing for this long ends the node, which systemd then starts again."""
 
 
 class Lease(Section, frozen=True, kw_only=True):

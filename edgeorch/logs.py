@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any, Literal, TextIO, cast
@@ -12,6 +13,9 @@ from edgeorch.config import Log
 from edgeorch.systemd import Journal
 
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
+LINES = 4
+REMEMBERED = 10_000
+"""Tasks of which it is known how much was said."""
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -58,12 +62,50 @@ class _Libraries(logging.Handler):
             self.handleError(record)
 
 
+def _name_the_task(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """An attempt's key as task and attempt, so that one search finds everything about a task."""
+    task, dot, number = str(event.get("key", "")).partition(".")
+    if dot and number.isdigit():
+        del event["key"]
+        event["task"], event["attempt"] = task, int(number)
+    return event
+
+
+class _Few:
+    """At most four info lines a task, the last one for its end: one that is tried for days fills no disk."""
+
+    def __init__(self) -> None:
+        self._said: OrderedDict[str, int] = OrderedDict()
+
+    def __call__(
+        self, _logger: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        task = event.get("task")
+        if method == "info" and task and event.get("event") != "ended":
+            said = self._said.pop(task, 0)
+            self._said[task] = said + 1
+            if len(self._said) > REMEMBERED:
+                self._said.popitem(last=False)
+            if said >= LINES - 1:
+                raise structlog.DropEvent
+        return event
+
+
+def set_level(level: Literal["debug", "info", "warning", "error"]) -> None:
+    """Say from now on what is at least this important."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
+
+
 def set_up(settings: Log) -> Literal["text", "json", "journal"]:
     """Configure structlog and the standard library's logging for this process; returns the format."""
     found: Literal["text", "journal"] = "journal" if Journal.here() else "text"
     kind: Literal["text", "json", "journal"] = found if settings.format == "auto" else settings.format
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _name_the_task,
+        _Few(),
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -83,9 +125,10 @@ def set_up(settings: Log) -> Literal["text", "json", "journal"]:
         shared.remove(structlog.processors.format_exc_info)
     structlog.configure(
         processors=[*shared, last],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[settings.level]),
         logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
-        cache_logger_on_first_use=True,
+        # Loggers made before a change of the level must follow it.
+        cache_logger_on_first_use=False,
     )
+    set_level(settings.level)
     logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)
     return kind

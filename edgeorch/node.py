@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import trio
@@ -32,6 +32,7 @@ from edgeorch.executor.driver import Driver
 from edgeorch.executor.executor import Executor
 from edgeorch.executor.native import NativeDriver
 from edgeorch.executor.slots import Slots
+from edgeorch.health import Health, Work
 from edgeorch.identity import Identity, load_identity
 from edgeorch.membership import (
     AddressWatch,
@@ -44,14 +45,16 @@ from edgeorch.membership import (
     describe,
 )
 from edgeorch.membership.self_info import cpu_count
-from edgeorch.model import Caller, ContainerService, NodeInfo, PeerState, Service
+from edgeorch.model import Caller, ContainerService, NodeInfo, Service
 from edgeorch.output import Watcher
 from edgeorch.policy import Policy, load_services
+from edgeorch.reload import Reload
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.server import Server
 from edgeorch.seams import Seams
 from edgeorch.store.sqlite import SqliteStore
+from edgeorch.store.stall import StallWatch
 from edgeorch.systemd import Notify
 from edgeorch.this_node import ThisNode
 from edgeorch.wire import Handlers
@@ -84,9 +87,9 @@ class _Node:
     store: SqliteStore
     server: Server
     listener: Listener
-    seams: Seams
+    health: Health
+    reload: Reload
     started_at: float
-    stopping: bool = False
     served: trio.Event = field(default_factory=trio.Event)
     """Set when the REST server has ended: every request is answered or cut."""
 
@@ -96,43 +99,6 @@ class _Node:
         """Run the REST server."""
         await self.server.run(task_status=task_status)
         self.served.set()
-
-    def reload(self) -> None:
-        """SIGHUP: certificates, revocation list, tokens."""
-        for what, act in (("certificates", self.identity.reload), ("tokens", self.tokens.reload)):
-            try:
-                act()
-            except EdgeorchError as error:
-                log.warning("kept the old ones", what=what, reason=str(error))
-        self.links.recheck()
-        self.me.self_info.change(cert_expires_at=self.identity.not_after)
-        log.info("reloaded certificates and tokens")
-
-    def ready(self) -> Mapping[str, str]:
-        """Check name to what is wrong."""
-        days = (self.identity.not_after - self.seams.wall()) / 86400
-        state = self.me.info.state
-        return {
-            "store": self.store.problem,
-            "certificate": "" if days > 0 else "the node's certificate has expired",
-            "drivers": "" if self.me.info.drivers else "; ".join(self.me.problems()) or "no driver works",
-            "stopping": "the node is stopping" if self.stopping else "",
-            "state": "" if state == "ready" else f"the node is {state}",
-        }
-
-    def status(self) -> str:
-        """The line that ``systemctl status`` shows: what is wrong comes first."""
-        load = self.executor.load()
-        peers = self.membership.table.snapshot().values()
-        alive = sum(peer.state is PeerState.ALIVE for peer in peers)
-        wrong = [text for text in (*self.ready().values(), *self.me.problems()) if text]
-        days = int((self.identity.not_after - self.seams.wall()) / 86400)
-        parts = [
-            f"{self.me.info.name}: {alive}/{len(peers)} peers",
-            f"{load.used}/{load.slots} tasks running",
-        ]
-        parts.append(f"certificate ends in {days} d")
-        return (f"DEGRADED {'; '.join(wrong)} | " if wrong else "") + ", ".join(parts)
 
     def numbers(self) -> Mapping[str, metrics.Numbers]:
         """For ``/metrics``."""
@@ -176,8 +142,13 @@ async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.T
             async with trio.open_nursery() as bottom:
                 stopping = _Stop(signals, bottom.cancel_scope, notify)
                 bottom.start_soon(stopping.listen)
+                notify.status("starting: opening the database")
                 store = SqliteStore(state_dir / "edgeorch.db", seams)
                 await bottom.start(store.serve)
+                watch = StallWatch(
+                    lambda: store.still_s, loaded.config.store.stall_limit_s, partial(_end_at_once, notify)
+                )
+                await bottom.start(watch.run)
                 drivers = _drivers(loaded, identity.node_id, store.store_id, state_dir, run_dir)
                 for driver in drivers.values():
                     await bottom.start(driver.run)
@@ -186,13 +157,14 @@ async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.T
                     stopping.reload = node.reload
                     async with trio.open_nursery() as listeners:
                         await _start(node, services, listeners)
-                        await services.start(notify.run, node.status)
+                        await services.start(node.health.run)
+                        await services.start(notify.run, node.health.status)
                         notify.ready()
                         node.membership.announce()
                         log.info("ready", node=identity.name, id=identity.node_id, version=__version__)
                         task_status.started(identity.node_id)
                         await stopping.wanted.wait()
-                        node.stopping = True
+                        node.health.stopping = True
                         notify.stopping("stopping")
                         await node.membership.say_goodbye()
                         await node.server.stop()
@@ -220,7 +192,7 @@ class _Stop:
     async def listen(self) -> None:
         async for number in self._signals:
             if number == signal.SIGHUP:
-                self._notify.send("RELOADING=1")
+                self._notify.reloading()
                 self.reload()
                 self._notify.ready()
             elif self.wanted.is_set():
@@ -318,6 +290,23 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
         links, port=config.wire.port, listen=config.node.listen, networks=config.node.networks
     )
     server = Server(app, config.api, config.node, identity.api_context)
+
+    def work() -> Work:
+        runs = [life.run for life in executor.lives().values()]
+        running = [run.offer.name for run in runs if not run.state.terminal]
+        return Work(running, len(dispatch.ledger.queue), len(runs) - len(running))
+
+    health = Health(
+        loaded,
+        store=store,
+        me=me,
+        expires_at=lambda: identity.not_after,
+        peers=lambda: membership.snapshot().values(),
+        work=work,
+        score=lambda: dispatch.node("self").score.value,
+        wall=seams.wall,
+    )
+    dispatch.checks = health.ready
     node = _Node(
         identity=identity,
         tokens=tokens,
@@ -332,10 +321,18 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
         store=store,
         server=server,
         listener=listener,
-        seams=seams,
+        health=health,
+        reload=Reload(
+            loaded,
+            identity=identity,
+            read_tokens=tokens.reload,
+            recheck=links.recheck,
+            self_info=self_info,
+            membership=membership,
+            health=health,
+        ),
         started_at=seams.wall(),
     )
-    dispatch.checks = node.ready
     return node
 
 
@@ -354,6 +351,13 @@ async def _start(node: _Node, services: trio.Nursery, listeners: trio.Nursery) -
     await listeners.start(node.listener.run)
     await services.start(node.membership.run)
     await listeners.start(node.serve)
+
+
+def _end_at_once(notify: Notify, why: str) -> NoReturn:
+    """End with 1, for systemd to start the node again. A thread that hangs cannot be waited for."""
+    notify.stopping(f"ended: {why}")
+    log.critical("ending at once", reason=why)
+    os._exit(1)
 
 
 def _folders(loaded: Loaded) -> tuple[Path, Path]:

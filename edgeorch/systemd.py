@@ -4,9 +4,11 @@ Protocols: sd_notify(3) and systemd.journal's native protocol (systemd.io/JOURNA
 """
 
 import errno
+import math
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ import trio
 JOURNAL = Path("/run/systemd/journal/socket")
 JOURNAL_WAIT_S = 0.1
 """How long a log line may hold up the node while the journal is busy."""
+STUCK_S = 1.0
+"""How long nothing is written after that."""
 SHORT = 32_768
 """Bytes of a message whose record is too large for one datagram."""
 STATUS_EVERY_S = 1.0
@@ -54,6 +58,10 @@ class Notify:
         """The node serves."""
         self.send("READY=1")
 
+    def reloading(self) -> None:
+        """The settings are being read; ``ready`` says that this is over."""
+        self.send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
     def stopping(self, status: str) -> None:
         """The node goes down."""
         self.send("STOPPING=1", f"STATUS={status}")
@@ -70,12 +78,15 @@ class Notify:
         task_status.started()
         if not self._address:
             await trio.sleep_forever()
-        pause = min(STATUS_EVERY_S, self.watchdog_s / 3) if self.watchdog_s else STATUS_EVERY_S
+        pet_s = self.watchdog_s / 4 if self.watchdog_s else math.inf
+        due = trio.current_time() if self.watchdog_s else math.inf
         while True:
             self.status(status())
-            if self.watchdog_s:
+            if trio.current_time() >= due:
                 self.send("WATCHDOG=1")
-            await trio.sleep(pause)
+                due = trio.current_time() + pet_s
+            # Back here only after a turn of the loop, which is what the watchdog is told of.
+            await trio.sleep(min(STATUS_EVERY_S, pet_s))
 
 
 class Journal:
@@ -85,13 +96,19 @@ class Journal:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(JOURNAL_WAIT_S)
         self._socket.connect(str(path))
+        self._stuck_until = -math.inf
 
     def write(self, priority: int, message: str, fields: Mapping[str, object]) -> None:
         """One record; ``fields`` become ``EDGEORCH_NAME``, so that journalctl can select by them."""
         record = {"MESSAGE": message, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "edgeorch"}
         more = {_key(name): str(value) for name, value in fields.items()}
+        if time.monotonic() < self._stuck_until:
+            return
         try:
             self._send(record | more)
+        except TimeoutError:
+            # One wait a second: a burst of lines must not hold up the node line by line.
+            self._stuck_until = time.monotonic() + STUCK_S
         except OSError as error:
             # A journal that cannot take it (restarting, stuck) must not stop the node.
             if error.errno == errno.EMSGSIZE:

@@ -120,6 +120,7 @@ def _failed(raised: BaseException) -> int:
             click.echo("interrupted", err=True)
             return INTERRUPTED
         case EdgeorchError():
+            _tell_systemd(error)
             click.echo(f"edgeorch: {error.detail}", err=True)
             if error.hint:
                 click.echo(f"  {error.hint}", err=True)
@@ -127,6 +128,14 @@ def _failed(raised: BaseException) -> int:
     click.echo(f"edgeorch: a defect: {type(error).__name__}: {error}", err=True)
     click.echo("  run it again with EDGEORCH_DEBUG=1 and report what it prints", err=True)
     return 1
+
+
+def _tell_systemd(error: EdgeorchError) -> None:
+    """The sentence stays in `systemctl status`, whatever the journal has come to."""
+    if os.environ.get("NOTIFY_SOCKET"):
+        from edgeorch.systemd import Notify
+
+        Notify().status(f"ended: {error.detail}{f' ({error.hint})' if error.hint else ''}")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -5,6 +5,7 @@ import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+import structlog
 import trio
 
 from edgeorch.constraints import parse
@@ -23,6 +24,8 @@ from edgeorch.errors import (
 from edgeorch.executor.admission import PolicyCheck
 from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
 from edgeorch.store import PutKey, TaskChange
+
+log = structlog.get_logger()
 
 KEY_LIFE_S = 86_400.0
 MAX_BATCH = 10_000
@@ -157,7 +160,9 @@ class Acceptor:
                     self.placer.undo(plan)
                     self.ledger.drop(plan.entry)
         for plan in plans:
-            self.ledger.saved(plan.entry, plan.entry.task)
+            task = plan.entry.task
+            log.info("accepted", task=task.id, name=task.name, token=caller.token)
+            self.ledger.saved(plan.entry, task)
             self.placer.carry_out(plan)
         if any(not plan.placed for plan in plans):
             self.placer.wake()

@@ -301,6 +301,10 @@ class Ledger:
                 self.notifier.wake()
                 self.queue.remove(entry.task.id)
                 self.ended += 1
+                task = entry.task
+                log.info(
+                    "ended", task=task.id, state=str(task.state), exit_code=task.exit_code, reason=task.reason
+                )
                 self.on_end(entry)
 
     def _backoff(self, entry: Entry) -> float:

@@ -130,6 +130,7 @@ class Placer:
     def carry_out(self, plan: Plan) -> None:
         """The plan is on disk: start the attempt here, send the offer, or let the task wait."""
         if plan.admission is not None:
+            self._say_placed(plan.entry)
             self.executor.launch(plan.admission)
         elif plan.offer is not None:
             self._nursery.start_soon(self._offer, plan.entry, plan.offer, plan.target)
@@ -273,6 +274,7 @@ class Placer:
         if answer is not None and answer.accepted:
             self.ledger.books.accepted(entry.task.id, trio.current_time())
             entry.refused.clear()
+            self._say_placed(entry)
             changes, effects = self.ledger.move_attempt(entry, offer.number, AttemptState.PREPARING)
             await self._settle(entry, changes, effects)
         elif answer is not None or refusal:
@@ -283,6 +285,18 @@ class Placer:
         else:
             log.warning("the outcome of an offer is unknown", key=offer.key, node=self.view.name_of(target))
             self.unclear.set()
+
+    @staticmethod
+    def _say_placed(entry: Entry) -> None:
+        """Once in the normal life of a task; what follows a failure is worth a warning."""
+        *before, attempt = entry.task.attempts
+        failed = [one for one in before if one.state is not AttemptState.REFUSED]
+        facts = {"task": entry.task.id, "attempt": attempt.number, "peer": attempt.node_name}
+        if failed:
+            last = failed[-1]
+            log.warning("placed again", **facts, after=f"{last.state} on {last.node_name}: {last.reason}")
+        else:
+            log.info("placed", **facts)
 
     def _refuse(
         self, entry: Entry, number: int, node: str, reason: str, *, lasting: bool

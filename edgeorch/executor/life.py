@@ -158,6 +158,8 @@ class Life:
         self.begun.set()
         self.ended.set()
         if self.remote:
+            said = {"state": str(state), "exit_code": end.exit_code, "reason": end.reason}
+            log.info("ended here", key=self.key, peer=self._origin, **said)
             await self._insist(lambda: self.executor.store.commit_runs([PutRun(run=self.run)]))
         else:
             await self._insist(
@@ -236,6 +238,8 @@ class Life:
         if started is None:
             return None
         self._timer_from = self.executor.seams.boottime()
+        if self.remote or self.run.offer.number == 1:  # of a further one of its own, the origin has told
+            log.info("started", key=self.key, peer=self._origin, driver=self.run.driver)
         await self._advance(AttemptState.RUNNING, handle=started, started_at=self.executor.seams.wall())
         return started
 
@@ -311,13 +315,17 @@ class Life:
                 "EDGEORCH_TASK_ID": offer.task_id,
                 "EDGEORCH_ATTEMPT": str(offer.number),
                 "EDGEORCH_NODE": self.executor.me.info.name,
-                "EDGEORCH_ORIGIN": offer.origin_name or offer.origin,
+                "EDGEORCH_ORIGIN": self._origin,
             },
             cpus=self.spec.resources.cpus,
             memory=self.spec.resources.memory,
             output_max=self.executor.output_max,
             lease_s=offer.lease_s if self.remote else None,
         )
+
+    @property
+    def _origin(self) -> str:
+        return self.run.offer.origin_name or self.run.offer.origin
 
     def _progress(self, text: str) -> None:
         self.executor.origins.progress(self.run, text)

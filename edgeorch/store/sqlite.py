@@ -32,6 +32,7 @@ from edgeorch.store import (
 )
 from edgeorch.store.connection import code_of, hits_everyone, storage_error, storage_errors
 from edgeorch.store.opening import Database, open_database
+from edgeorch.store.stall import STALLED_S, Progress
 
 T = TypeVar("T")
 _MAX = (1 << 63) - 1
@@ -84,8 +85,19 @@ class SqliteStore:
         self._database: Database | None = None
         self._closed = True
         self._commits = self._answered = self._transactions = self._failures = 0
-        self.problem = ""
+        self._writes, self._reads = Progress(), Progress()
+        self._failure = ""
         """Why the newest commit failed; empty when it did not."""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the store now; empty where nothing is."""
+        return f"store stalled {self.still_s:.0f} s" if self.still_s >= STALLED_S else self._failure
+
+    @property
+    def still_s(self) -> float:
+        """Seconds since something was last done of what is to be done; 0 where nothing is."""
+        return max(self._writes.still_s, self._reads.still_s)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the database, commit what is asked for, and close it when cancelled.
@@ -138,6 +150,8 @@ class SqliteStore:
             self._answered += 1
             self._failures += call.error is not None
             call.done.set()
+        if calls:
+            self._writes.answered(len(calls))
 
     async def _submit(self, statements: list[rows.Statement]) -> list[int]:
         if self._closed:
@@ -145,23 +159,28 @@ class SqliteStore:
         if not statements:
             await trio.lowlevel.checkpoint()
             return []
+        if self.still_s >= STALLED_S:
+            # Nobody who waits is lost, and the queue does not grow for as long as a disk hangs.
+            await trio.lowlevel.checkpoint()
+            raise StorageError(self.problem, hint="the disk does not answer: see the kernel's log")
         call = _Call(statements)
         self._commits += 1
+        self._writes.asked()
         self._queue.put(call)
         await call.done.wait()
         if isinstance(call.error, sqlite3.Error):
             error = storage_error(call.error)
-            self.problem = error.detail
+            self._failure = error.detail
             raise error from call.error
         if call.error is not None:
             raise call.error
-        self.problem = ""
+        self._failure = ""
         return call.numbers
 
     async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
         if self._closed or self._database is None:
             raise StorageError("the node is stopping and reads nothing more")
-        with storage_errors():
+        with storage_errors(), self._reads.one():
             return await trio.to_thread.run_sync(ask, self._database.reader, limiter=self._reading)
 
     # TaskStore

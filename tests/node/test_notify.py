@@ -17,6 +17,7 @@ class Systemd:
         self.socket.settimeout(PATIENCE_S)
         self.socket.bind(str(path))
         self.heard = []
+        self.lines = []
 
     def until(self, *starts):
         """The lines that have come, up to the one after which each of these has been heard."""
@@ -26,6 +27,7 @@ class Systemd:
             if not self.heard:
                 self.heard = self.socket.recv(65_536).decode().splitlines()
             told.append(self.heard.pop(0))
+            self.lines.append(told[-1])
         return told
 
 
@@ -47,8 +49,9 @@ def node(tmp_path, told):
 
 
 def test_the_life_of_a_node_as_systemd_sees_it(node, told):
-    before = told.until("READY=1", "STATUS=")
-    assert any(line.startswith("STATUS=") and "kitchen: 0/0 peers, 0/" in line for line in before)
+    told.until("STATUS=starting: ")
+    # What else the line says depends on the machine: its clock, its disk, its Docker Engine.
+    told.until("STATUS=ready: 0 peers alive; 0 running, 0 waiting; score ", "READY=1")
     told.until("WATCHDOG=1")
     told.until("WATCHDOG=1")
 
@@ -71,6 +74,5 @@ def test_a_node_that_cannot_serve_says_nothing_of_readiness(tmp_path, told):
             kitchen.start(env={"NOTIFY_SOCKET": str(told.path)})
     finally:
         fleet.close()
-    told.socket.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        told.socket.recv(65_536)
+    assert "cannot read the node's key" in told.until("STATUS=ended: ")[-1]
+    assert not any(line.startswith("READY") for line in told.lines)

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import time
 
 import pytest
 import trio
@@ -101,14 +102,32 @@ def test_the_watchdog_is_meant_for_this_process(env, seconds):
     assert Notify(env).watchdog_s == seconds
 
 
-async def test_the_watchdog_hears_from_the_loop_three_times_a_period(systemd_at, nursery, autojump_clock):
+async def test_the_watchdog_hears_from_the_loop_four_times_a_period(systemd_at, nursery, autojump_clock):
     address, sock = systemd_at
     notify = Notify({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1500000"})
     turns = iter(range(1000))
     await nursery.start(notify.run, lambda: f"turn {next(turns) // 4}")
     await trio.sleep(1.9)
     nursery.cancel_scope.cancel()
-    assert heard(sock) == [b"STATUS=turn 0", *[b"WATCHDOG=1"] * 4]
+    beats, told = b"WATCHDOG=1", heard(sock)
+    assert told == [b"STATUS=turn 0", *[beats] * 4, b"STATUS=turn 1", *[beats] * 2]
+
+
+async def test_a_long_watchdog_costs_no_beat_a_second(systemd_at, nursery, autojump_clock):
+    address, sock = systemd_at
+    notify = Notify({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "60000000"})
+    await nursery.start(notify.run, lambda: "fine")
+    await trio.sleep(59)
+    nursery.cancel_scope.cancel()
+    assert heard(sock) == [b"STATUS=fine", *[b"WATCHDOG=1"] * 4]
+
+
+def test_a_reload_is_told_with_its_time(systemd_at):
+    address, sock = systemd_at
+    Notify({"NOTIFY_SOCKET": address}).reloading()
+    reloading, usec = heard(sock)[0].split(b"\n")
+    assert reloading == b"RELOADING=1"
+    assert int(usec.removeprefix(b"MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
 
 
 async def test_the_status_stays_fresh_without_a_watchdog(systemd_at, nursery, autojump_clock):
@@ -175,7 +194,21 @@ def test_a_journal_that_is_stuck_or_gone_stops_nobody(journal):
         writer.write(6, "x" * 1000, {})
     assert 0 < len(heard(sock)) < 600
     sock.close()
+    writer._stuck_until = 0
     writer.write(6, "nobody listens", {})
+
+
+def test_a_stuck_journal_is_waited_for_once_a_second(journal):
+    writer, sock = journal
+    writer._socket.settimeout(0.0005)
+    while writer._stuck_until < 0:
+        writer.write(6, "x" * 1000, {})
+    heard(sock)
+    writer.write(6, "too soon", {})
+    assert heard(sock) == []
+    writer._stuck_until = time.monotonic()
+    writer.write(6, "again", {})
+    assert [decoded(line)["MESSAGE"] for line in heard(sock)] == ["again"]
 
 
 def test_a_busy_journal_is_waited_for_but_not_for_long(journal):
