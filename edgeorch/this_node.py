@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NoReturn, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import structlog
 import trio
 
 from edgeorch import files
 from edgeorch.errors import StartError, StorageError
-from edgeorch.executor.driver import Driver
+from edgeorch.executor.driver import Available, Driver
 from edgeorch.membership import Sampler, SelfInfo
 from edgeorch.model import NodeInfo, Sample
 
@@ -38,7 +38,7 @@ class ThisNode:
         state = read_state(path)
         if state != "ready":
             log.warning("this node takes no work", state=state, next="edgeorch resume")
-        self_info.change(state=state, drivers=self._working())
+        self_info.change(state=state, **self._working())
 
     @property
     def info(self) -> NodeInfo:
@@ -81,16 +81,21 @@ class ThisNode:
     async def _follow(self, driver: Driver) -> None:
         while True:
             changed = driver.changed
-            self.self_info.change(drivers=self._working())
+            self.self_info.change(**self._working())
             await changed.wait()
             available = driver.available
             log.info("a driver changed", driver=driver.name, version=available.version, why=available.reason)
 
-    def _working(self) -> dict[str, str]:
+    def _working(self) -> dict[str, Any]:
+        """What the drivers that work now add to the facts."""
+        working = {
+            name: driver.available for name, driver in self.drivers.items() if not driver.available.reason
+        }
+        native = working.get("native", Available())
         return {
-            name: driver.available.version
-            for name, driver in self.drivers.items()
-            if not driver.available.reason
+            "drivers": {name: available.version for name, available in working.items()},
+            "limits": native.limits,
+            "task_isolation": native.isolation,
         }
 
 

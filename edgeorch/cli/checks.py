@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgeorch.addresses import usable_addresses
 from edgeorch.client.endpoint import is_loopback, node_url
 from edgeorch.config import Loaded
 from edgeorch.errors import EdgeorchError, NodeUnreachableError
+
+if TYPE_CHECKING:
+    from edgeorch.runner import protocol
 
 RELEASED = 1_760_000_000.0
 """A clock before this time (October 2025) is wrong: this software did not exist."""
@@ -163,7 +166,9 @@ def docker(loaded: Loaded) -> Iterator[Finding]:
 
 
 def runner(loaded: Loaded) -> Iterator[Finding]:
-    """The process that starts native services."""
+    """The process that starts native services, what limits them and what keeps them apart."""
+    from edgeorch.runner import protocol
+
     if "native" not in loaded.config.executor.drivers:
         yield Finding("runner", "ok", "not wanted (executor.drivers)")
         return
@@ -175,12 +180,41 @@ def runner(loaded: Loaded) -> Iterator[Finding]:
         link.settimeout(3)
         try:
             link.connect(path)
+            said = _first_word(link)
         except OSError as error:
             reason = error.strerror or str(error)
             fix = "systemctl start edgeorch-runner"
             yield Finding("runner", "failed", f"{path}: {reason}", fix)
-        else:
-            yield Finding("runner", "ok", path)
+            return
+    if isinstance(said, protocol.Failed):
+        yield Finding("runner", "failed", said.detail, "run this as root or as the node's user")
+        return
+    yield Finding("runner", "ok", path)
+    yield Finding("limits", "ok", ", ".join(said.limits) or "none")
+    if said.isolation == "none":
+        fix = "a kernel with Landlock (5.19 or newer), and --close in edgeorch-runner.service"
+        yield Finding("isolation", "warning", "services can read each other's folders", fix)
+    else:
+        yield Finding("isolation", "ok", f"{said.isolation} keeps services out of each other's folders")
+
+
+def _first_word(link: socket.socket) -> "protocol.Welcome | protocol.Failed":
+    """What the runner says to a new connection.
+
+    Raises:
+        OSError: it says nothing that makes sense.
+    """
+    from edgeorch.runner import protocol
+
+    inbox = protocol.replies()
+    while data := link.recv(65_536):
+        try:
+            for message in inbox.feed(data):
+                if isinstance(message, protocol.Welcome | protocol.Failed):
+                    return message
+        except protocol.FrameError as error:
+            raise OSError(0, str(error)) from None
+    raise ConnectionAbortedError(errno.ECONNABORTED, "it says nothing")
 
 
 def folders(loaded: Loaded) -> Iterator[Finding]:

@@ -65,7 +65,9 @@ def row_of(node: Node) -> tuple[str, ...]:
 
 
 def _why(node: Node) -> str:
-    return "; ".join(filter(None, (node.reason, *node.score.reasons))) or "-"
+    native = ", ".join(filter(None, (*node.limits, node.task_isolation)))
+    services = f"native services: {native}" if native else ""
+    return "; ".join(filter(None, (node.reason, *node.score.reasons, services))) or "-"
 
 
 def _change(action: Action, explanation: str) -> click.Command:

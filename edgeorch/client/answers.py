@@ -99,6 +99,8 @@ class Node(Answer, frozen=True, kw_only=True):
     cpus: int = 0
     memory: int = 0
     drivers: dict[str, str] = {}
+    limits: tuple[str, ...] = ()
+    task_isolation: str = ""
     labels: dict[str, str] = {}
     slots: int = 0
     slots_used: int = 0

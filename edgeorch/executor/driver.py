@@ -32,6 +32,10 @@ class Available(Kept, frozen=True, kw_only=True):
     version: str = ""
     reason: str = ""
     hint: str = ""
+    limits: tuple[str, ...] = ()
+    """What limits a native service's resources: ``NodeInfo.limits``."""
+    isolation: str = ""
+    """What keeps native services apart: ``NodeInfo.task_isolation``."""
 
 
 Progress = Callable[[str], None]

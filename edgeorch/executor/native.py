@@ -74,11 +74,6 @@ class NativeDriver:
         """Where the runner keeps its attempts' folders."""
         return Path(self._welcome.work_dir) if self._welcome is not None else self._work_dir
 
-    @property
-    def limits(self) -> tuple[str, ...]:
-        """Resources that are really limited here: of ``memory`` and ``cpus``."""
-        return self._welcome.limits if self._welcome is not None else ()
-
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Keep a connection to the runner; started when it stands or cannot be had soon."""
         try:
@@ -267,8 +262,9 @@ class NativeDriver:
         for key in list(self._watched):
             if self._known.get(key, _GONE) is not None:
                 self._watched.pop(key).set()
-        limits = ", ".join(welcome.limits) or "nothing"
-        self._set_available(Available(version=f"{welcome.version} (limits {limits})"))
+        self._set_available(
+            Available(version=welcome.version, limits=welcome.limits, isolation=welcome.isolation)
+        )
         self._link = link
         self._linked.set()
 
@@ -291,7 +287,12 @@ class NativeDriver:
             if available.reason:
                 log.warning("no runner of native services", reason=available.reason, hint=available.hint)
             else:
-                log.info("runner of native services connected", version=available.version)
+                log.info(
+                    "runner of native services connected",
+                    version=available.version,
+                    limits=available.limits,
+                    isolation=available.isolation,
+                )
             self._available = available
             self._changed.set()
             self._changed = trio.Event()

@@ -110,6 +110,10 @@ class NodeDocument(Document, frozen=True, kw_only=True):
     memory: int
     drivers: dict[str, str]
     """Driver to the version of what is behind it."""
+    limits: tuple[str, ...]
+    """What limits native services: ``cgroup:memory``, ``cgroup:cpus``, ``rlimit:memory`` (each process)."""
+    task_isolation: str
+    """What keeps native services out of each other's folders: ``landlock`` or ``none``."""
     labels: dict[str, str]
     slots: int
     slots_used: int
@@ -226,6 +230,8 @@ def node_document(view: NodeView, now: float) -> NodeDocument:
         cpus=info.cpus,
         memory=info.memory,
         drivers=info.drivers,
+        limits=info.limits,
+        task_isolation=info.task_isolation,
         labels=info.labels,
         slots=sample.slots if sample else 0,
         slots_used=sample.slots_used if sample else 0,

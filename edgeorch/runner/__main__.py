@@ -11,15 +11,19 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeorch import __version__
 from edgeorch.errors import ConfigError
 from edgeorch.runner import loop as loops
 from edgeorch.runner.attempts import Attempts, log
-from edgeorch.runner.cgroup import Cgroups
+from edgeorch.runner.limits import Limits
 from edgeorch.runner.protocol import Welcome
 from edgeorch.runner.records import Records
 from edgeorch.runner.server import Server
+
+if TYPE_CHECKING:
+    from edgeorch.runner.landlock import Landlock
 
 EX_CONFIG = 78
 
@@ -43,20 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     loops.adopt_orphans()
+    loops.forbid_tracing()
     loop = loops.Loop()
     records = Records(work_dir)
     os.umask(records.umask)
-    cgroups = Cgroups.detect()
+    limits = Limits.detect()
+    landlock = _landlock(options.close) if options.close else None
 
     def leave() -> None:
         attempts.shutdown(options.grace_s)
 
     server = Server(loop, options.socket.absolute(), allowed, options.linger_s, leave)
-    attempts = Attempts(loop, records, cgroups, server.tell_exit)
+    attempts = Attempts(loop, records, limits, landlock, server.tell_exit)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.on_signal(number, leave)
     welcome = Welcome(
-        pid=os.getpid(), uid=os.getuid(), version=__version__, work_dir=str(work_dir), limits=cgroups.limits
+        pid=os.getpid(),
+        uid=os.getuid(),
+        version=__version__,
+        work_dir=str(work_dir),
+        limits=limits.kept,
+        isolation="none" if landlock is None else "landlock",
     )
     try:
         server.listen(attempts, welcome)
@@ -80,6 +91,13 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         metavar="USER",
         help="name or number of a user to serve besides root; default: own",
+    )
+    parser.add_argument(
+        "--close",
+        action="append",
+        type=Path,
+        metavar="FOLDER",
+        help="keep services out of this folder but for their own work folder, where the kernel has Landlock",
     )
     parser.add_argument("--grace-s", type=float, default=5.0, help="between SIGTERM and SIGKILL at the end")
     parser.add_argument(
@@ -110,6 +128,16 @@ def _claim(work_dir: Path) -> Path:
             f"{work_dir}: {error.strerror}", hint=f"{_me()} must be able to write there"
         ) from None
     return work_dir
+
+
+def _landlock(closed: Sequence[Path]) -> "Landlock | None":
+    from edgeorch.runner.landlock import Landlock
+
+    landlock = Landlock(closed)
+    if landlock.missing:
+        log(f"services can read each other's folders: {landlock.missing}")
+        return None
+    return landlock
 
 
 def _announce() -> None:

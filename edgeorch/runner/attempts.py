@@ -9,13 +9,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeorch.runner import protocol, spawn, tree
 from edgeorch.runner.capped import CappedFile
-from edgeorch.runner.cgroup import Cgroups, Group
+from edgeorch.runner.limits import Group, Limits
 from edgeorch.runner.loop import READABLE, Loop, now
 from edgeorch.runner.protocol import Ended, Known
 from edgeorch.runner.records import Records
+
+if TYPE_CHECKING:
+    from edgeorch.runner.landlock import Landlock
 
 LEFTOVER_GRACE_S = 2.0
 """For what a main process leaves behind."""
@@ -52,14 +56,28 @@ class Attempt:
 
 
 class Attempts:
-    """All attempts. ``on_exit`` is called for each that ends, ``on_empty`` when a shutdown is complete."""
+    """All attempts.
+
+    Args:
+        loop: stopped when a shutdown is complete.
+        records: what is kept of them on disk.
+        limits: what can be limited here.
+        landlock: keeps their services out of each other's folders; None: nothing does.
+        on_exit: called for each that ends.
+    """
 
     def __init__(
-        self, loop: Loop, records: Records, cgroups: Cgroups, on_exit: Callable[[str, Ended], None]
+        self,
+        loop: Loop,
+        records: Records,
+        limits: Limits,
+        landlock: "Landlock | None",
+        on_exit: Callable[[str, Ended], None],
     ) -> None:
         self._loop = loop
         self._records = records
-        self._cgroups = cgroups
+        self._limits = limits
+        self._landlock = landlock
         self._on_exit = on_exit
         self._live: dict[str, Attempt] = {}
         self._ended: dict[str, Ended] = dict(records.recover())
@@ -107,9 +125,12 @@ class Attempts:
                 pipes.append(os.pipe())
                 os.set_blocking(pipes[-1][0], False)
                 files.append(CappedFile(folder / name, request.output_max))
-            with self._cgroups.entered(request.key, request.cpus, request.memory) as group:
-                ends = (self._null, pipes[0][1], pipes[1][1])
-                family.main = spawn.spawn(request.argv, env, work, ends, self._open_files)
+            ends = (self._null, pipes[0][1], pipes[1][1])
+            with self._limits.entered(request.key, request.cpus, request.memory) as group:
+                main = spawn.spawn(
+                    request.argv, env, work, ends, open_files=self._open_files, landlock=self._landlock
+                )
+            self._limit(main, group, request)
         except BaseException:
             for reading, _ in pipes:
                 os.close(reading)
@@ -120,11 +141,21 @@ class Attempts:
         finally:
             for _, writing in pipes:
                 os.close(writing)
-        family.sessions.add(family.main)
+        family.main = main
+        family.sessions.add(main)
         outputs = {reading: file for (reading, _), file in zip(pipes, files, strict=True)}
         attempt = Attempt(request.key, folder, family, outputs, group, lease_until=None)
-        self._mains[family.main] = attempt
+        self._mains[main] = attempt
         return attempt
+
+    def _limit(self, main: int, group: Group | None, request: protocol.Start) -> None:
+        try:
+            self._limits.apply(main, group, request.cpus, request.memory)
+        except OSError:
+            os.kill(main, signal.SIGKILL)
+            if group is not None:
+                group.kill()
+            raise
 
     def stop(self, key: str, grace_s: float, then: Then) -> None:
         """End an attempt; ``then`` is called when nothing of it is left, at once where nothing runs."""
@@ -305,7 +336,7 @@ class Attempts:
         argv = ("rm", "-rf", "--", *map(str, left))
         env = spawn.environment(os.environ, {}, Path("/"))
         try:
-            pid = spawn.spawn(argv, env, Path("/"), (self._null,) * 3, self._open_files)
+            pid = spawn.spawn(argv, env, Path("/"), (self._null,) * 3, open_files=self._open_files)
         except spawn.SpawnError as error:
             log(f"cannot remove {left[0]}: {error.detail}")
         else:

@@ -17,6 +17,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _TFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # TFD_CLOEXEC and TFD_NONBLOCK are defined as these
 _TFD_TIMER_ABSTIME = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_DUMPABLE = 4
 
 
 class _ItimerSpec(ctypes.Structure):
@@ -27,6 +28,12 @@ def adopt_orphans() -> None:
     """Become the parent of every orphaned descendant (prctl(2), PR_SET_CHILD_SUBREAPER)."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def forbid_tracing() -> None:
+    """Keep processes of the same user, our services, from tracing this one (prctl(2), PR_SET_DUMPABLE)."""
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
 
 
 def now() -> float:

@@ -77,13 +77,18 @@ class List(_Message, frozen=True, kw_only=True):
 
 
 class Welcome(_Message, frozen=True, kw_only=True):
-    """Who the runner is. ``limits`` names the resources that it can really limit: ``memory``, ``cpus``."""
+    """Who the runner is.
+
+    ``limits`` says what it can limit and by what: of ``cgroup:memory``, ``cgroup:cpus``, ``rlimit:memory``;
+    ``isolation`` what keeps services out of each other's folders: ``landlock`` or ``none``.
+    """
 
     pid: int
     uid: int
     version: str
     work_dir: str
     limits: tuple[str, ...] = ()
+    isolation: str = "none"
 
 
 class Started(_Message, frozen=True, kw_only=True):

@@ -9,6 +9,10 @@ import signal
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeorch.runner.landlock import Landlock
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WORK_VARIABLE = "EDGEORCH_WORK"
@@ -93,13 +97,19 @@ def _refuse(shown: str, place: Path) -> None:
 
 
 def spawn(
-    argv: Sequence[str], env: Mapping[str, str], work: Path, files: Sequence[int], open_files: int
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    work: Path,
+    files: Sequence[int],
+    *,
+    open_files: int,
+    landlock: "Landlock | None" = None,
 ) -> int:
     """Start the program as leader of a session of its own and return its pid.
 
     posix_spawn(3) has no attribute for the working folder, the file mode mask and the limit of open files,
-    and a preexec function would mean a slow fork. The runner has one thread, so it takes on the service's
-    values for the moment of the call.
+    and a preexec function would mean a slow fork. Nothing else happens in the runner meanwhile, so it takes
+    on the service's values for the moment of the call.
 
     Args:
         argv: program and arguments.
@@ -107,6 +117,7 @@ def spawn(
         work: the working folder.
         files: descriptors that become stdin, stdout and stderr.
         open_files: the service's soft limit of open files.
+        landlock: keeps the program out of other services' folders.
 
     Raises:
         SpawnError: with the reason.
@@ -117,7 +128,8 @@ def spawn(
         os.chdir(work)
         program = find(argv[0], env.get("PATH", DEFAULT_PATH))
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
-        return os.posix_spawn(
+        start = functools.partial(
+            os.posix_spawn,
             program,
             tuple(argv),
             env,
@@ -126,6 +138,7 @@ def spawn(
             setsigmask=(),
             setsigdef=_DEFAULT_SIGNALS,
         )
+        return start() if landlock is None else landlock.within(work, start)
     except OSError as error:
         raise _explain(argv[0], error) from None
     except ValueError as error:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -11,57 +10,18 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from real_runner import Runner
 
+from edgeorch import config as config_of
+from edgeorch.cli import checks
+from edgeorch.config import Config, Loaded
 from edgeorch.executor.driver import Launch
 from edgeorch.executor.native import NativeDriver
 from edgeorch.model import NativeService
 from edgeorch.runner import protocol
+from edgeorch.runner.landlock import Landlock
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class Runner:
-    """A runner and a plain blocking client."""
-
-    def __init__(self, folder, *options, program=("-m", "edgeorch.runner")):
-        self.folder = folder
-        self.path = folder / "runner.sock"
-        argv = [sys.executable, *program, "--socket", str(self.path)]
-        argv += ["--work-dir", str(folder / "tasks"), "--grace-s", "0.2", *options]
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.said = self.process.stdout.readline()
-
-    def connect(self):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(20)
-        sock.connect(str(self.path))
-        return Client(sock)
-
-    def end(self):
-        self.process.terminate()
-        self.process.wait(20)
-        errors = self.process.stderr.read()
-        self.process.stdout.close()
-        self.process.stderr.close()
-        return errors
-
-
-class Client:
-    def __init__(self, sock):
-        self.sock = sock
-        self.inbox = protocol.replies()
-        self.waiting = []
-
-    def send(self, message):
-        self.sock.sendall(protocol.encode(message))
-
-    def receive(self):
-        while not self.waiting:
-            data = self.sock.recv(65536)
-            if not data:
-                return None
-            self.waiting += self.inbox.feed(data)
-        return self.waiting.pop(0)
 
 
 @pytest.fixture
@@ -83,6 +43,17 @@ def test_welcome_says_who_runs_services(runner):
     welcome = client.receive()
     assert (welcome.pid, welcome.uid) == (runner.process.pid, os.getuid())
     client.sock.close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_the_doctor_says_what_limits_services_and_keeps_them_apart(tmp_path, closed):
+    runner = Runner(tmp_path, *(("--close", str(tmp_path)) if closed else ()))
+    config = Config(runner=config_of.Runner(socket=str(runner.path)))
+    found = {each.check: each for each in checks.runner(Loaded(config=config, path=None, origins={}))}
+    assert found["runner"].state == found["limits"].state == "ok"
+    assert "memory" in found["limits"].detail
+    assert found["isolation"].state == ("ok" if closed and not Landlock([tmp_path]).missing else "warning")
+    runner.end()
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 50, struct.pack(">I", 4) + b"junk", b"GET / HTTP/1.1\r\n\r\n"])

@@ -1,13 +1,15 @@
 """Environment, lookup, records and cgroup files: what needs no running service."""
 
 import os
+import resource
+import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from edgeorch.runner import spawn
-from edgeorch.runner.cgroup import Cgroups
+from edgeorch.runner.limits import Limits
 from edgeorch.runner.protocol import Ended
 from edgeorch.runner.records import Records
 
@@ -58,7 +60,7 @@ def test_a_failed_spawn_leaves_the_runner_as_it_was(tmp_path):
     before = os.umask(0o077), Path.cwd()
     try:
         with pytest.raises(spawn.SpawnError):
-            spawn.spawn(["no-such-program"], {}, tmp_path, (0, 1, 2), 100)
+            spawn.spawn(["no-such-program"], {}, tmp_path, (0, 1, 2), open_files=100)
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(before[0])
@@ -96,32 +98,51 @@ def delegated(tmp_path):
 
 
 def test_limits_are_set_where_they_can_be(delegated):
-    cgroups = Cgroups(delegated)
-    assert cgroups.limits == ("memory", "cpus")
+    limits = Limits(delegated)
+    assert limits.kept == ("cgroup:memory", "cgroup:cpus")
     assert (delegated / "cgroup.subtree_control").read_text() == "+memory +cpu"
-    with cgroups.entered("a.1", 0.5, 1 << 20) as group:
-        assert (group.path / "memory.max").read_text() == str(1 << 20)
-        assert (group.path / "cpu.max").read_text() == "50000 100000"
+    with limits.entered("a.1", 0.5, 1 << 20) as group:
         assert (group.path / "cgroup.procs").read_text() == str(os.getpid())
+        # A small limit would throttle the runner, or kill it, as long as it is in there itself.
+        assert not (group.path / "memory.max").exists()
     assert (delegated / "runner/cgroup.procs").read_text() == str(os.getpid())
+    limits.apply(os.getpid(), group, 0.5, 1 << 20)
+    assert (group.path / "memory.max").read_text() == str(1 << 20)
+    assert (group.path / "memory.oom.group").read_text() == "1"
+    assert (group.path / "cpu.max").read_text() == "50000 100000"
     assert not group.out_of_memory
     (group.path / "memory.events").write_text("low 0\noom 1\noom_kill 2\n")
     assert group.out_of_memory
-    with cgroups.entered("b.1", 0, 0) as group:
+    with limits.entered("b.1", 0, 0) as group:
         assert group is None
 
 
-def test_nothing_is_promised_where_nothing_is_delegated(tmp_path):
-    assert Cgroups(None).limits == ()
-    assert Cgroups(tmp_path / "missing").limits == ()
-    (tmp_path / "cgroup.controllers").write_text("pids\n")
-    assert Cgroups(tmp_path).limits == ()
+def test_the_runner_leaves_the_group_of_a_service_that_did_not_start(delegated):
+    limits = Limits(delegated)
+    with pytest.raises(ZeroDivisionError), limits.entered("a.1", 0, 1):
+        raise ZeroDivisionError
+    assert (delegated / "runner/cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_without_cgroups_memory_is_limited_by_process(tmp_path):
+    assert Limits(None).kept == Limits(tmp_path / "missing").kept == ("rlimit:memory",)
+    (tmp_path / "cgroup.controllers").write_text("pids cpu\n")
+    limits = Limits(tmp_path)
+    assert limits.kept == ("cgroup:cpus", "rlimit:memory")
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        limits.apply(process.pid, None, 0, 1 << 20)
+        assert resource.prlimit(process.pid, resource.RLIMIT_DATA) == (1 << 20, 1 << 20)
+    finally:
+        process.kill()
+        process.wait()
+    limits.apply(process.pid, None, 0, 1 << 20)  # one that has ended meanwhile is no error
 
 
 def test_a_group_that_others_use_is_left_alone(delegated):
     (delegated / "cgroup.subtree_control").mkdir()  # cannot be written, as EBUSY would say
-    cgroups = Cgroups(delegated)
-    assert cgroups.limits == ()
+    limits = Limits(delegated)
+    assert limits.kept == ("rlimit:memory",)
     assert (delegated / "cgroup.procs").read_text() == str(os.getpid())
-    with cgroups.entered("a.1", 1, 1) as group:
+    with limits.entered("a.1", 1, 1) as group:
         assert group is None

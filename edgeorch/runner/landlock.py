@@ -1,0 +1,182 @@
+"""Keeps services out of each other's folders by Landlock, where the kernel has it.
+
+Protocol: kernel.org, Documentation/userspace-api/landlock.rst; landlock_restrict_self(2). Restrictions belong
+to a thread and to what it starts, so a thread of its own takes them on and starts the service; no other
+program has to be executed in between. They also keep the service from tracing what is not its own, and from
+Linux 6.12 on from signalling it: the runner and other services, which have the same user.
+
+Landlock allows and never forbids, and what it allows for a folder holds for all below. So a folder is closed
+by allowing everything beside the path that leads to it. Services make nothing in the folders of that path
+itself (in the unit: root's), and what others make there later stays closed to those that run already. Listing
+is left alone, as nobody could list ``/`` otherwise: names can be seen, contents not. Nor does Landlock know
+chmod(2) and chown(2).
+"""
+
+import ctypes
+import errno
+import os
+import re
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+"""The same numbers on every architecture that has them (asm-generic/unistd.h)."""
+_VERSION = 1
+_PATH_BENEATH = 1
+_SCOPE_SIGNAL = 2
+_PR_SET_NO_NEW_PRIVS = 38
+_OLDEST = 2
+"""ABI of Linux 5.19: the first one that lets programs move files from folder to folder."""
+_SCOPED = 6
+"""ABI of Linux 6.12: the first one that keeps signals in."""
+_ON_FILES = 0b100_0000_0000_0111
+"""EXECUTE, WRITE_FILE, READ_FILE and TRUNCATE: what can be allowed for something that is not a folder."""
+_RIGHTS = {2: 0x3FFF, 3: 0x7FFF}
+"""All rights of an ABI (linux/landlock.h); 5 adds ioctl of devices, which has nothing to do with folders."""
+_READ_DIR = 1 << 3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+# Numbers and pointers alike, in full width.
+_syscall.argtypes = (ctypes.c_long, *4 * (ctypes.c_void_p,))
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("fs", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+
+
+class _PathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed", ctypes.c_uint64), ("fd", ctypes.c_int32))
+
+
+class Landlock:
+    """What services of this runner may reach.
+
+    Args:
+        closed: folders that exist, of which a service sees its own work folder only.
+
+    Attributes:
+        abi: version of the kernel's Landlock; 0: it has none.
+        missing: why nothing can be closed here; empty where it can.
+    """
+
+    def __init__(self, closed: Collection[Path]) -> None:
+        self._closed = {folder.resolve() for folder in closed}
+        self._leading = sorted({above for folder in self._closed for above in folder.parents})
+        self._changes: list[int] = []
+        self._kept: list[_PathBeneath] = []
+        self._mounts: list[str] = []
+        self.abi = 0
+        self.missing = ""
+        try:
+            self.abi = _call(_CREATE_RULESET, None, 0, _VERSION)
+            if self.abi < _OLDEST:
+                self.missing = f"Landlock of this kernel is too old (version {self.abi}, needs {_OLDEST})"
+                return
+            self._rights = _RIGHTS[min(self.abi, max(_RIGHTS))] & ~_READ_DIR
+            # Version and rules may be there where the last step is forbidden.
+            self.within(next(iter(self._closed)), lambda: 0)
+        except OSError as error:
+            self.missing = f"this kernel has no Landlock for us: {error.strerror}"
+
+    def within(self, work: Path, start: Callable[[], int]) -> int:
+        """Call ``start`` in a thread that sees of the closed folders only ``work``; what it returns.
+
+        Raises:
+            OSError: the restrictions cannot be had, or what ``start`` raises.
+        """
+        ruleset = self._ruleset(work)
+        results: list[int] = []
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                # Unprivileged threads need it; where it fails the next line does.
+                _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+                _call(_RESTRICT_SELF, ruleset)
+                results.append(start())
+            except (OSError, ValueError) as error:  # what posix_spawn raises
+                errors.append(error)
+
+        thread = threading.Thread(target=run)
+        try:
+            thread.start()
+            thread.join()
+        except RuntimeError:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
+        finally:
+            os.close(ruleset)
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def _ruleset(self, work: Path) -> int:
+        self._refresh()
+        size = ctypes.sizeof(_Ruleset) if self.abi >= _SCOPED else ctypes.sizeof(ctypes.c_uint64)
+        ruleset = _call(_CREATE_RULESET, ctypes.byref(_Ruleset(self._rights, 0, _SCOPE_SIGNAL)), size)
+        try:
+            for rule in self._kept:
+                _call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule))
+            for path in (*self._mounts, str(work)):
+                with suppress(FileNotFoundError):
+                    rule = self._rule(path)
+                    try:
+                        _call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule))
+                    finally:
+                        os.close(rule.fd)
+        except OSError:
+            os.close(ruleset)
+            raise
+        return ruleset
+
+    def _refresh(self) -> None:
+        """Look again at what lies beside the closed folders, where that has changed."""
+        changes = [os.stat(folder).st_mtime_ns for folder in self._leading]  # noqa: PTH116  for every service
+        if changes == self._changes:
+            return
+        for rule in self._kept:
+            os.close(rule.fd)
+        self._kept, self._mounts = [], []
+        mounts = _mount_points()
+        for path in self._beside():
+            # A descriptor would keep a file system from being unmounted.
+            if path in mounts:
+                self._mounts.append(path)
+            else:
+                with suppress(FileNotFoundError):
+                    self._kept.append(self._rule(path))
+        self._changes = changes
+
+    def _beside(self) -> Iterator[str]:
+        above = {str(folder) for folder in self._leading}
+        closed = {str(folder) for folder in self._closed}
+        for folder in above:
+            if any(Path(folder).is_relative_to(other) for other in self._closed):
+                continue
+            for entry in os.scandir(folder):
+                # Where a link leads to is allowed or closed by itself.
+                if not entry.is_symlink() and entry.path not in above and entry.path not in closed:
+                    yield entry.path
+
+    def _rule(self, path: str) -> _PathBeneath:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        folder = (os.fstat(fd).st_mode & 0o170000) == 0o040000
+        return _PathBeneath(self._rights if folder else self._rights & _ON_FILES, fd)
+
+
+def _mount_points() -> set[str]:
+    """Paths of all mounts; a space in one is written as its octal number (proc(5), mountinfo)."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return {re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines}
+
+
+def _call(number: int, first: object, second: object = 0, third: object = 0) -> int:
+    result: int = _syscall(number, first, second, third, 0)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
