@@ -31,8 +31,14 @@ def node(path: Path | None, *, print_config: bool, as_json: bool) -> int:
     loaded = config.load(path)
     if print_config:
         if as_json:
-            rows = ({"key": key, "value": value, "from": origin} for key, value, origin in loaded.rows())
-            show.json_line(list(rows))
+            from edgeorch.reload import AT_ONCE
+
+            show.json_line(
+                [
+                    {"key": key, "value": value, "from": origin, "reload": key in AT_ONCE}
+                    for key, value, origin in loaded.rows()
+                ]
+            )
         else:
             show.table(
                 ("SETTING", "VALUE", "FROM"),
