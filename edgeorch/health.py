@@ -158,7 +158,8 @@ class Health:
 
     def _rated(self) -> float:
         now = trio.current_time()
-        if now - self._scored[0] >= SCORE_EVERY_S:
+        # 0 also means that nothing was measured yet.
+        if now - self._scored[0] >= SCORE_EVERY_S or not self._scored[1]:
             self._scored = (now, self._score())
         return self._scored[1]
 

@@ -98,7 +98,9 @@ def _sweep(tasks: Path, keep: frozenset[str], max_bytes: int, changed_before: fl
         return Swept((), (), 0, 0)
     for name in names:
         if name.startswith(_REMOVING):
-            _delete(tasks / name)
+            _delete(tasks / name, again=True)
+        elif _KEY.fullmatch(name) and name not in keep:
+            _remove_work(tasks / name)
     folders = [_look(tasks / name) for name in names if _KEY.fullmatch(name)]
     sizes = {folder.key: folder.size for folder in folders}
     chosen = choose(folders, keep, max_bytes, changed_before)
@@ -122,7 +124,17 @@ def _look(folder: Path) -> Folder:
 
 def _remove(folder: Path) -> bool:
     # Under another name first: half a folder must not be taken for a whole one.
-    doomed = folder.with_name(f"{_REMOVING}{folder.name}")
+    return _move_and_delete(folder, folder.with_name(f"{_REMOVING}{folder.name}"))
+
+
+def _remove_work(folder: Path) -> None:
+    """Remove what the runner could not remove when its service had ended: root's files from a container."""
+    work = folder / "work"
+    if os.path.lexists(work):
+        _move_and_delete(work, folder.with_name(f"{_REMOVING}{folder.name}.work"))
+
+
+def _move_and_delete(folder: Path, doomed: Path) -> bool:
     try:
         folder.rename(doomed)
     except FileNotFoundError:
@@ -133,7 +145,7 @@ def _remove(folder: Path) -> bool:
     return _delete(doomed)
 
 
-def _delete(folder: Path) -> bool:
+def _delete(folder: Path, *, again: bool = False) -> bool:
     with suppress(OSError):
         folder.unlink()  # a link or a file in place of the folder
     # rmtree holds on to each folder it is in, so a link swapped in does not lead it astray.
@@ -146,8 +158,9 @@ def _delete(folder: Path) -> bool:
                 _open_up(Path(parent, name))
         shutil.rmtree(folder, ignore_errors=True)
     gone = not os.path.lexists(folder)
-    if not gone:
-        log.warning("an attempt's folder cannot be removed whole", folder=str(folder))
+    if not gone and not again:
+        # With root's rights, edgeorch.tmpfiles does it.
+        log.warning("another user's files are left to systemd-tmpfiles", folder=str(folder))
     return gone
 
 

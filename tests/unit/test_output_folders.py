@@ -80,3 +80,12 @@ async def test_a_sweep_keeps_what_fits_and_finishes_earlier_removals(tmp_path):
         KEYS[2],
     )
     assert sorted(entry.name for entry in tasks.iterdir()) == [KEYS[0], "notes"]
+
+
+async def test_a_sweep_removes_what_an_ended_service_left_in_its_work_folder(tmp_path):
+    ended, running = make(tmp_path, 0), make(tmp_path, 1)
+    swept = await sweep(tmp_path, keep=[running.name], max_bytes=1 << 30)
+    assert swept.removed == ()
+    assert sorted(path.name for path in ended.iterdir()) == ["stdout"]
+    assert (running / "work" / "deep").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([ended.name, running.name])
