@@ -241,7 +241,7 @@ def test_print_config_shows_where_each_value_came_from(tmp_path, capsys, monkeyp
     assert lines["api.port"] == "4000\t$EDGEORCH_API_PORT"
     assert lines["api.keep_alive_s"] == "75.0\tdefault"
     assert cli.main(["node", "--config", str(path), "--print-config", "--json"]) == 0
-    assert {"key": "api.port", "value": 4000, "from": "$EDGEORCH_API_PORT"} in json.loads(
+    assert {"key": "api.port", "value": 4000, "from": "$EDGEORCH_API_PORT", "reload": False} in json.loads(
         capsys.readouterr().out
     )
 
