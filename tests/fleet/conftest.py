@@ -23,7 +23,12 @@ def why_no_hosts():
     """What is missing for test hosts and how to get it; empty where they can be made."""
     if os.geteuid() != 0:
         return "test hosts need root: sudo make test"
-    packages = {"docker": "docker.io", "debootstrap": "debootstrap", "ssh": "openssh-client"}
+    packages = {
+        "docker": "docker.io",
+        "debootstrap": "debootstrap",
+        "ssh": "openssh-client",
+        "ip": "iproute2",
+    }
     missing = [package for command, package in packages.items() if not shutil.which(command)]
     if missing:
         return f"test hosts need more programs: apt-get install {' '.join(missing)}"

@@ -148,8 +148,12 @@ class FleetNode:
         self._controller = controller
 
     @property
+    def hosts(self):
+        return self._controller.hosts
+
+    @property
     def address(self):
-        return self._controller.hosts[self.name].address
+        return self.hosts[self.name].address
 
     def request(self, method, path, body=None, *, token=None, **headers):
         """Return (status, body as bytes)."""
@@ -190,12 +194,11 @@ class FleetNode:
 
     def curl(self, on, path, *arguments):
         """Ask this node from another host by curl; return the finished process."""
-        hosts = self._controller.hosts
-        hosts.copy(on, self._controller.state / "ca.pem", "/root/ca.pem")
+        self.hosts.copy(on, self._controller.state / "ca.pem", "/root/ca.pem")
         header = f"Authorization: Bearer {self._controller.token()}"
         url = f"https://{self.address}:{API_PORT}{path}"
         argv = ("curl", "-sS", "--cacert", "/root/ca.pem", "-H", header, *arguments, url)
-        return hosts.run(on, *argv, check=False)
+        return self.hosts.run(on, *argv, check=False)
 
 
 class _Connection(http.client.HTTPSConnection):
@@ -212,13 +215,15 @@ class _Connection(http.client.HTTPSConnection):
 
 def eventually(ask, what, seconds=ANSWER_S):
     """The first true answer; asked again every 50 ms."""
-    end = time.monotonic() + seconds
+    end, last = time.monotonic() + seconds, None
     while time.monotonic() < end:
-        with contextlib.suppress(OSError, http.client.HTTPException):
+        try:
             if answer := ask():
                 return answer
+        except (OSError, http.client.HTTPException) as error:
+            last = error
         time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise AssertionError(f"not within {seconds} s: {what} ({last or 'no error'})")
 
 
 def _recap(output):

@@ -26,6 +26,7 @@ BOOT_S = 60
 COMMAND_S = 120
 _LABEL = "edgeorch.test-hosts"
 _FIRST_ADDRESS = 11
+_MAC = "02:42:00:00:00:01"
 # Enough for systemd as PID 1 and for a Docker Engine inside, and short of --privileged, which not every
 # machine can give.
 _AS_MACHINE = (
@@ -115,6 +116,11 @@ class Hosts:
         """The inventory file of all hosts; written anew as they come and move."""
         return self.folder / "hosts.yml"
 
+    @property
+    def own_address(self):
+        """This machine's address on the LAN of the hosts."""
+        return str(self.subnet[1])
+
     def __getitem__(self, name):
         return self.by_name[name]
 
@@ -122,7 +128,7 @@ class Hosts:
         """Boot so many more hosts, named n1, n2 and so on; return them when SSH answers."""
         taken = {host.address for host in self.by_name.values()}
         names = (f"n{number}" for number in range(1, 200))
-        free = (str(address) for address in list(self.subnet)[_FIRST_ADDRESS:-1])
+        free = (str(address) for address in list(self.subnet)[_FIRST_ADDRESS:-2])
         made = []
         while len(made) < count:
             name, address = next(names), next(free)
@@ -205,6 +211,7 @@ class Hosts:
     def connect(self, name, address=None):
         """Plug the cable in again: the interface has another name, and the given address."""
         host = self[name]
+        _try("docker", "network", "disconnect", self.prefix, host.container)
         host.address = address or host.address
         _run("docker", "network", "connect", "--ip", host.address, self.prefix, host.container)
         self._write()
@@ -236,12 +243,18 @@ class Hosts:
     def _make_network(self):
         for number in [0] if self.subnet else range(128, 250):
             subnet = self.subnet or ipaddress.ip_network(f"10.98.{number}.0/24")
+            # The way out leads to an address that nobody has. An --internal network drops multicast.
             made = _try(
-                *("docker", "network", "create", "--internal", "--subnet", str(subnet)),
+                *("docker", "network", "create", "--subnet", str(subnet), "--gateway", str(subnet[-2])),
+                *("--opt", "com.docker.network.bridge.inhibit_ipv4=true"),
                 *("--label", f"{_LABEL}={self.prefix}", self.prefix),
             )
             if made.returncode == 0:
                 self.subnet = subnet
+                bridge = f"br-{made.stdout[:12]}"
+                # A given hardware address stays; else it follows that of whoever is plugged in.
+                _run("ip", "link", "set", "dev", bridge, "address", _MAC)
+                _run("ip", "address", "add", f"{self.own_address}/{subnet.prefixlen}", "dev", bridge)
                 return
         raise AssertionError(f"no network for test hosts: {made.stderr}")
 
