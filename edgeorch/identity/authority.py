@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from edgeorch import files
 from edgeorch.errors import ConflictError, InvalidRequestError, NotFoundError
 from edgeorch.identity import issue, pem
-from edgeorch.identity.ca_files import KEY, CaFiles, Signer
+from edgeorch.identity.ca_files import KEY, CaFiles, Signer, check_in_date
 from edgeorch.identity.index import Entry, Index
 from edgeorch.identity.names import FLEET, fingerprint
 from edgeorch.identity.revocation import Revocations, read_revocations
@@ -187,7 +187,7 @@ class Authority:
         )
         with self._locked():
             now, signer = self._ca.wall(), self._ca.signer()
-            signer.check_in_date(now)
+            check_in_date(signer.certificate, now)
             index, entry, certificate = issue_one(self.index(), signer, wish, now)
             crl = self._ca.keep(index, signer)
             bundle = self.ca_pem

@@ -33,13 +33,12 @@ class Signer:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
-    def check_in_date(self, now: float) -> None:
-        """Raises ``ConfigError`` when its time is over: no node would believe what it signs."""
-        if now > self.certificate.not_valid_after_utc.timestamp():
-            raise ConfigError(
-                f"the fleet's CA expired at {day_of(self.certificate.not_valid_after_utc.timestamp())}",
-                hint=NEW_CA,
-            )
+
+def check_in_date(ca: x509.Certificate, now: float) -> None:
+    """Raises ``ConfigError`` when the CA's time is over: no node would believe what it signs."""
+    ends = ca.not_valid_after_utc.timestamp()
+    if now > ends:
+        raise ConfigError(f"the fleet's CA expired at {day_of(ends)}", hint=NEW_CA)
 
 
 class CaFiles:

@@ -19,6 +19,7 @@ _WRONG_CA = frozenset({2, 7, 18, 19, 20, 21, 24, 27, 29, 30, 31, 79})
 
 _CLOCK = "check the clocks of both nodes"
 _RENEW = "renew it with `edgeorch keys issue`"
+NEW_CA = "make a new CA: rotate-keys.yml with -e rotate_ca=true, or `edgeorch keys rotate-ca`"
 
 
 def verify(

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from edgeorch.errors import ConfigError, ConflictError, IdentityError, InvalidRequestError
 from edgeorch.identity import issue, pem
-from edgeorch.identity.ca_files import CaFiles, Signer
+from edgeorch.identity.ca_files import CaFiles, Signer, check_in_date
 from edgeorch.identity.index import Entry, Index
 from edgeorch.identity.names import NAME, NODE_ID, fingerprint, node_uri, read_names
 from edgeorch.identity.peer import issued_by
@@ -140,6 +140,7 @@ def sign(ca: CaFiles, requests: Sequence[Request], *, check: bool = False) -> An
         StorageError: the folder cannot be written.
     """
     now, bundle, before = ca.wall(), ca.bundle, ca.index()
+    check_in_date(bundle[0], now)
     nodes: dict[str, Outcome] = {}
     wishes: list[Wish] = []
     index = before
@@ -162,7 +163,6 @@ def sign(ca: CaFiles, requests: Sequence[Request], *, check: bool = False) -> An
     crl = ca.crl_pem
     if wishes or index.crl_number != before.crl_number or ca.list_is_due():
         signer = ca.signer()
-        signer.check_in_date(now)
         for wish in wishes:
             try:
                 index, _, certificate = issue_one(index, signer, wish, now, delivered=False)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from edgeorch.errors import ConflictError
+from edgeorch.errors import ConfigError, ConflictError
 from edgeorch.identity import issue
 from edgeorch.identity.authority import Authority
 from edgeorch.identity.folder import NodeFolder
@@ -109,6 +109,8 @@ def test_an_expired_ca_is_replaced_at_once(tmp_path, node):
     ca = Authority.create(tmp_path / "ca", "home", wall=lambda: now[0])
     install(node, ca.sign([request(node)]))
     now[0] = NOW
+    with pytest.raises(ConfigError, match=r"CA expired .*rotate_ca=true"):
+        ca.sign([])
     rotation = ca.rotation()
     rotation.begin()
     assert rotation.phase == "reissue"
