@@ -48,6 +48,7 @@ class Health:
         store: tells its problem.
         me: state and drivers.
         expires_at: end of the node's certificate, seconds since the epoch.
+        refused: why peers do not believe that certificate now; empty where they do.
         peers: all other nodes.
         work: what goes on here.
         score: this node's own.
@@ -67,6 +68,7 @@ class Health:
         store: _Store,
         me: ThisNode,
         expires_at: Callable[[], float],
+        refused: Callable[[], str],
         peers: Callable[[], Iterable[Peer]],
         work: Callable[[], Work],
         score: Callable[[], float],
@@ -76,6 +78,7 @@ class Health:
         self._store = store
         self._me = me
         self._expires_at = expires_at
+        self._refused = refused
         self._peers = peers
         self._work = work
         self._score = score
@@ -113,7 +116,7 @@ class Health:
         wrong = "; ".join(self._me.problems()) or "no driver works"
         return {
             "store": self._store.problem,
-            "certificate": "the node's certificate has expired" if self._days() <= 0 else "",
+            "certificate": self._refused(),
             "drivers": "" if self._me.info.drivers else wrong,
             "stopping": "the node is stopping" if self.stopping else "",
             "state": "" if state == "ready" else f"the node is {state}",

@@ -241,7 +241,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
         revocations=identity,
         sampler=sampler,
         watch=watch,
-        fleet=Fleet(identity.fleet, identity.ca_fingerprint),
+        fleet=_fleet(identity),
         seams=seams,
     )
 
@@ -301,6 +301,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
         store=store,
         me=me,
         expires_at=lambda: identity.not_after,
+        refused=lambda: identity.problem,
         peers=lambda: membership.snapshot().values(),
         work=work,
         score=lambda: dispatch.node("self").score.value,
@@ -326,7 +327,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
             loaded,
             identity=identity,
             read_tokens=tokens.reload,
-            recheck=links.recheck,
+            recheck=lambda: membership.recheck(_fleet(identity)),
             self_info=self_info,
             membership=membership,
             health=health,
@@ -434,6 +435,11 @@ def _policy(loaded: Loaded, name: str, drivers: Mapping[str, Driver]) -> PolicyC
         )
 
     return check
+
+
+def _fleet(identity: Identity) -> Fleet:
+    """Which fleet this is, by the CAs that it trusts now."""
+    return Fleet(identity.fleet, ",".join(identity.ca_fingerprints))
 
 
 def _describe(loaded: Loaded, identity: Identity, store: SqliteStore, watch: AddressWatch) -> NodeInfo:

@@ -23,7 +23,7 @@ class Reload:
         loaded: the settings that the node was started with.
         identity: the node's certificates and the revocation list.
         read_tokens: reads the tokens again.
-        recheck: looks at every link with the new revocation list.
+        recheck: judges every peer by the new certificates and list.
         self_info: labels, weight and end of the certificate, told to the others.
         membership: follows the seeds.
         health: shows what needs a restart, or why nothing changed.

@@ -8,16 +8,22 @@ from edgeorch.errors import ConfigError
 WIRE_ALPN = "edgeorch/1"
 API_ALPN = ("http/1.1",)
 
+NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of openssl/x509_vfy.h, which ``ssl`` does not name."""
+
 
 def wire_context(*, server: bool, ca: bytes, certificate: Path, key: Path) -> ssl.SSLContext:
     """A context for one end of a node-to-node connection.
 
-    The host name is not checked: a peer is known by the node id in its certificate, not by its address.
+    The host name is not checked: a peer is known by the node id in its certificate, not by its address. Dates
+    are left to ``Identity.verify_peer`` right after the handshake: only then can two nodes whose clocks
+    differ tell each other what time it is, and refuse each other for that instead of a bad certificate.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= NO_CHECK_TIME
     if server:
         # Resumed sessions would skip the certificate, and tickets are bytes that a client may never read.
         context.num_tickets = 0

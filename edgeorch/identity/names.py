@@ -1,5 +1,6 @@
 """What a node's certificate says about it: ``edgeorch://FLEET/node/NODE_ID`` (URI SAN) and its name (CN)."""
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class PeerIdentity:
         serial: of the certificate; revocation lists name it.
         not_before: seconds since the epoch.
         not_after: seconds since the epoch.
+        ca_not_after: when the CA that signed it expires; unknown before ``verify``.
     """
 
     node_id: str
@@ -34,6 +36,7 @@ class PeerIdentity:
     serial: int
     not_before: float
     not_after: float
+    ca_not_after: float = math.inf
 
 
 def node_uri(fleet: str, node_id: str) -> str:

@@ -3,6 +3,7 @@
 import datetime as dt
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -11,15 +12,12 @@ from edgeorch.errors import IdentityError
 from edgeorch.identity.names import PeerIdentity, read_names
 from edgeorch.identity.revocation import Revocations
 
-# X509_V_ERR_* of openssl/x509_vfy.h; those not named here are kept as OpenSSL says them.
-_NOT_YET_VALID = 9
-_EXPIRED = 10
-_REVOKED = 23
+# X509_V_ERR_* of openssl/x509_vfy.h that mean another CA.
 _WRONG_CA = frozenset({2, 7, 18, 19, 20, 21, 24, 27, 29, 30, 31, 79})
 
-_CLOCK = "check the clocks of both nodes"
-_RENEW = "renew it with `edgeorch keys issue`"
 NEW_CA = "make a new CA: rotate-keys.yml with -e rotate_ca=true, or `edgeorch keys rotate-ca`"
+_CLOCK = "check the clocks of both nodes"
+_RENEW = "run deploy.yml again, or renew it with `edgeorch keys issue`"
 
 
 def verify(
@@ -28,20 +26,17 @@ def verify(
     cas: Sequence[x509.Certificate],
     revocations: Revocations,
     fleet: str | None,
-    wall: float,
 ) -> PeerIdentity:
-    """Check a node's certificate.
+    """Check everything about a node's certificate but its dates.
 
     Args:
         certificate: the peer's, or one's own.
         cas: the fleet's CAs.
         revocations: the list in force.
         fleet: the fleet it must name; None for any.
-        wall: now, seconds since the epoch.
 
     Raises:
-        IdentityError: with a reason: ``wrong_ca``, ``no_identity``, ``wrong_fleet``, ``expired``,
-            ``not_yet_valid`` or ``revoked``.
+        IdentityError: with a reason: ``wrong_ca``, ``no_identity``, ``wrong_fleet`` or ``revoked``.
     """
     signer = next((ca for ca in cas if issued_by(certificate, ca)), None)
     if signer is None:
@@ -51,25 +46,50 @@ def verify(
     who = f"the certificate of node {peer.name} ({peer.node_id})"
     if fleet is not None and peer.fleet != fleet:
         raise IdentityError(f"{who} is for fleet {peer.fleet}, not {fleet}", reason="wrong_fleet")
+    if peer.serial in revocations.serials:
+        hint = "if the node is to come back, remove its node_id and pki, and give it new ones"
+        raise IdentityError(f"{who} is revoked", hint=hint, reason="revoked")
+    return replace(peer, ca_not_after=signer.not_valid_after_utc.timestamp())
+
+
+def check_dates(peer: PeerIdentity, wall: float, theirs: float = 0.0) -> None:
+    """Whether a certificate is valid now, and if not, whose fault that is.
+
+    A CA signs nothing that begins in the future, so a certificate that has not begun means a wrong clock. One
+    that has ended here but not by the other side's clock means that the clocks differ: which of them is wrong
+    cannot be known, but renewing the certificate would not help.
+
+    Args:
+        peer: as ``verify`` returned it.
+        wall: now, seconds since the epoch.
+        theirs: what the other side says that time it is; 0 where it did not say.
+
+    Raises:
+        IdentityError: with reason ``clock`` or ``expired``.
+    """
+    who = f"the certificate of node {peer.name} ({peer.node_id})"
     if wall < peer.not_before:
         raise IdentityError(
-            f"{who} is not valid before {day_of(peer.not_before)}", hint=_CLOCK, reason="not_yet_valid"
+            f"{who} begins at {day_of(peer.not_before)}, and here it is {day_of(wall)}",
+            hint=_CLOCK,
+            reason="clock",
         )
-    if wall > peer.not_after:
-        raise IdentityError(f"{who} expired at {day_of(peer.not_after)}", hint=_RENEW, reason="expired")
-    if wall > signer.not_valid_after_utc.timestamp():
-        raise IdentityError("the fleet's CA expired", hint="make a new CA", reason="expired")
-    if peer.serial in revocations.serials:
-        hint = "make a new one with `edgeorch keys issue` if the node is to come back"
-        raise IdentityError(f"{who} is revoked", hint=hint, reason="revoked")
-    return peer
+    ends = min(peer.not_after, peer.ca_not_after)
+    if wall > ends:
+        whole = peer.ca_not_after <= peer.not_after
+        detail = f"{'the CA that signed ' if whole else ''}{who} expired at {day_of(ends)}"
+        if 0 < theirs <= ends:
+            times = f"here it is {day_of(wall)}, there {day_of(theirs)}"
+            raise IdentityError(f"{detail}, but {times}", hint=_CLOCK, reason="clock")
+        raise IdentityError(detail, hint=NEW_CA if whole else _RENEW, reason="expired")
 
 
 def handshake_error(error: BaseException) -> IdentityError | None:
     """Why a TLS handshake failed, or None where it is not about certificates.
 
     Looks through the causes of ``error`` (Trio wraps SSL errors). Besides the reasons of ``verify``, reason
-    ``refused`` means that the other side did not accept our certificate.
+    ``refused`` means that the other side did not accept our certificate. Dates are not looked at in the
+    handshake (see ``contexts``).
     """
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, ssl.SSLError):
@@ -90,15 +110,8 @@ def handshake_error(error: BaseException) -> IdentityError | None:
 
 
 def _verification_error(error: ssl.SSLCertVerificationError) -> IdentityError:
-    code = error.verify_code
     said = error.verify_message or "not accepted"
-    if code == _NOT_YET_VALID:
-        return IdentityError("the peer's certificate is not yet valid", hint=_CLOCK, reason="not_yet_valid")
-    if code == _EXPIRED:
-        return IdentityError("the peer's certificate has expired", hint=_RENEW, reason="expired")
-    if code == _REVOKED:
-        return IdentityError("the peer's certificate is revoked", reason="revoked")
-    reason = "wrong_ca" if code in _WRONG_CA else "invalid"
+    reason = "wrong_ca" if error.verify_code in _WRONG_CA else "invalid"
     hint = "all nodes of a fleet need certificates of the same CA" if reason == "wrong_ca" else ""
     return IdentityError(f"the peer's certificate cannot be verified: {said}", hint=hint, reason=reason)
 

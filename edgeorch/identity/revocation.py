@@ -22,14 +22,12 @@ class Revocations:
         pem: the list as it came.
         number: higher is newer; 0 for no list.
         serials: of revoked certificates.
-        made_at: seconds since the epoch, less two days as with certificates; 0 for no list.
         expires_at: seconds since the epoch; None for never.
     """
 
     pem: bytes = b""
     number: int = 0
     serials: frozenset[int] = frozenset()
-    made_at: float = 0.0
     expires_at: float | None = None
 
     def expired(self, wall: float) -> bool:
@@ -70,7 +68,6 @@ def read_revocations(pem: bytes, cas: Sequence[x509.Certificate], source: str) -
         pem=pem,
         number=number,
         serials=serials,
-        made_at=crl.last_update_utc.timestamp(),
         expires_at=expires.timestamp() if expires else None,
     )
 

@@ -18,11 +18,13 @@ class LinkControl(Protocol):
         on_hello: called for each new link with who is at its other end.
         on_up: called with a node id when there is a link and was none.
         on_down: called with a node id and the reason when a link broke that nobody meant to close.
+        on_barred: called with a node id and the reason when its certificate was revoked.
     """
 
     on_hello: Callable[[From, Hello, PeerIdentity], None]
     on_up: Callable[[str], None]
     on_down: Callable[[str, str], None]
+    on_barred: Callable[[str, str], None]
 
     def want(self, node_id: str, addresses: Sequence[Address]) -> None:
         """Keep a link to this node, at one of these addresses, best first; a new call replaces them."""
@@ -49,7 +51,7 @@ class LinkControl(Protocol):
         ...
 
     def recheck(self) -> None:
-        """The revocation list changed: cut links to nodes that it names."""
+        """Certificates or the revocation list changed: cut who is revoked, replace links of an old CA."""
         ...
 
     def connected(self, node_id: str) -> bool:

@@ -1,6 +1,6 @@
 """Finds nodes on the LAN by multicast DNS (RFC 6762, DNS-SD RFC 6763), and lets itself be found.
 
-The service is ``NODE_ID._edgeorch._tcp.local.``; TXT holds ``id``, ``name``, ``fleet``, ``ca`` (fingerprint)
+The service is ``NODE_ID._edgeorch._tcp.local.``; TXT holds ``id``, ``name``, ``fleet``, ``ca`` (fingerprints)
 and ``version``; the port is that of the wire listener. Nothing here is proof of anything: what is found is an
 address to try, and only a certificate says who is there.
 """
@@ -30,10 +30,17 @@ MAX_STRANGERS_SAID = 64
 
 @dataclass(frozen=True)
 class Fleet:
-    """Whom to listen to: the fleet's name and its CA's fingerprint."""
+    """Whom to listen to: the fleet's name and the fingerprints of its CAs, with commas between, as in TXT.
+
+    There are two CAs while the fleet changes from one to the other (RFC 6763 leaves 252 bytes for them).
+    """
 
     name: str
     ca: str
+
+    def includes(self, name: str, ca: str) -> bool:
+        """Whether an announcement is of this fleet: one CA that both trust is enough to try."""
+        return name == self.name and not set(ca.split(",")).isdisjoint(self.ca.split(","))
 
 
 class Discovery(Protocol):
@@ -41,6 +48,10 @@ class Discovery(Protocol):
 
     def announce(self) -> None:
         """The node is ready: let others find it."""
+        ...
+
+    def change(self, fleet: "Fleet") -> None:
+        """Other CAs are trusted now: announce them, and listen to whom they fit."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -79,6 +90,8 @@ class Mdns:
         self._responder = responder
         self._limiter = trio.CapacityLimiter(1)
         self._ready = trio.Event()
+        self._changed = trio.Event()
+        """Set when the fleet's CAs have changed, and replaced by a new event."""
         self._inbox: dict[str, Found | None] = {}
         self._strangers: set[str] = set()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -86,6 +99,14 @@ class Mdns:
     def announce(self) -> None:
         """The node is ready: tell the LAN."""
         self._ready.set()
+
+    def change(self, fleet: Fleet) -> None:
+        """Other CAs are trusted now: look at everybody again, and announce anew."""
+        if fleet != self._fleet:
+            self._fleet = fleet
+            self._strangers.clear()
+            before, self._changed = self._changed, trio.Event()
+            before.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Browse and announce until cancelled, then say goodbye. A LAN without multicast is only logged."""
@@ -112,15 +133,16 @@ class Mdns:
                 pause, said = FIRST_RETRY_S, ""
 
     async def _serve(self, addresses: tuple[str, ...], changed: trio.Event) -> None:
-        """One life of the responder, until the addresses change."""
+        """One life of the responder, until the addresses or the fleet's CAs change."""
+        other_fleet = self._changed
         responder = self._responder(list(addresses), self._self_info.info.id, self._take)
         try:
             await self._blocking(responder.open)
             log.info("mDNS listens", addresses=list(addresses))
-            await _either(self._ready, changed)
-            if not changed.is_set():
+            await _any_of(self._ready, changed, other_fleet)
+            if not changed.is_set() and not other_fleet.is_set():
                 await self._announce(responder, addresses)
-                await changed.wait()
+                await _any_of(changed, other_fleet)
         finally:
             # Goodbyes are for others: a LAN that is gone must not hold up the stop.
             with trio.move_on_after(CLOSE_S, shield=True):
@@ -165,7 +187,7 @@ class Mdns:
                 self._found(node_id, tuple((address, found.port) for address in self._usable(found)))
 
     def _ours(self, node_id: str, found: Found) -> bool:
-        if (found.fleet, found.ca) == (self._fleet.name, self._fleet.ca):
+        if self._fleet.includes(found.fleet, found.ca):
             return True
         if node_id not in self._strangers and len(self._strangers) < MAX_STRANGERS_SAID:
             self._strangers.add(node_id)
@@ -185,12 +207,12 @@ class Mdns:
         return [address for address in found.addresses if local or not is_loopback(address)]
 
 
-async def _either(one: trio.Event, other: trio.Event) -> None:
+async def _any_of(*events: trio.Event) -> None:
     async with trio.open_nursery() as nursery:
 
         async def wait(event: trio.Event) -> None:
             await event.wait()
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(wait, one)
-        nursery.start_soon(wait, other)
+        for event in events:
+            nursery.start_soon(wait, event)

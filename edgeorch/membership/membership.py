@@ -33,8 +33,8 @@ CRL_S = 5.0
 class Membership:
     """Who exists and who is alive.
 
-    ``links.on_hello``, ``on_up`` and ``on_down`` are set to this object's methods, and its three handlers are
-    put into ``handlers``.
+    ``links.on_hello``, ``on_up``, ``on_down`` and ``on_barred`` are set to this object's methods, and its
+    three handlers are put into ``handlers``.
 
     Args:
         config: ``discovery``, ``membership`` and ``wire``.
@@ -76,6 +76,7 @@ class Membership:
         self._revocations = revocations
         self._sampler = sampler
         self._watch = watch
+        self._seams = seams
         self._since = seams.wall()
         self._wanted: dict[str, NodeInfo] = {}
         self._elsewhere: dict[str, tuple[Address, ...]] = {}
@@ -102,6 +103,7 @@ class Membership:
         if config.discovery.mdns:
             self._discovery = discovery(fleet, self_info, watch, found=self._found, withdrawn=self._withdrawn)
         links.on_hello, links.on_up, links.on_down = self.on_hello, self.probe.linked, self.on_down
+        links.on_barred = self.on_barred
         handlers.requests |= {
             Ping: self.handle_ping,
             Goodbye: self.handle_goodbye,
@@ -134,6 +136,16 @@ class Membership:
             StartError: a seed is not ``HOST`` or ``HOST:PORT``; nothing changes.
         """
         self._seeds.change(parse_seeds(config))
+
+    def recheck(self, fleet: Fleet) -> None:
+        """Certificates or the revocation list changed: judge every peer by them, and announce their CA.
+
+        Args:
+            fleet: name and trusted CAs as of now.
+        """
+        self._links.recheck()
+        if self._discovery is not None:
+            self._discovery.change(fleet)
 
     async def say_goodbye(self) -> None:
         """Tell every connected peer that this node stops on purpose; takes at most ``GOODBYE_S``."""
@@ -197,6 +209,7 @@ class Membership:
             info=self._self_info.info,
             sample=self._sampler.current(),
             crl_number=self._revocations.crl_number,
+            time=self._seams.wall(),
         )
 
     def statistics(self) -> Mapping[str, Any]:
@@ -222,6 +235,10 @@ class Membership:
     def on_down(self, node_id: str, why: str) -> None:
         """A link broke that nobody meant to close."""
         self.table.link_broke(node_id, why, trio.current_time())
+
+    def on_barred(self, node_id: str, why: str) -> None:
+        """A node's certificate was revoked; its links are cut by now."""
+        self.table.bar(node_id, why, trio.current_time())
 
     async def handle_ping(self, sender: From, ping: Ping) -> Pong:
         """Answer a probe; ``WireError`` when it claims another node."""

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
 
 import structlog
@@ -13,6 +14,7 @@ from edgeorch.errors import EdgeorchError, StartError
 from edgeorch.membership.link_control import Address, LinkControl
 from edgeorch.membership.table import Table
 from edgeorch.seams import Seams
+from edgeorch.wire.transport import DialError
 
 log = structlog.get_logger()
 
@@ -24,6 +26,15 @@ LOOKUP_S = 10.0
 LOOKUPS_AT_A_TIME = 4
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What came of one try: the id of the node there, or why there is none, in a word and in a sentence."""
+
+    found: str = ""
+    reason: str = ""
+    detail: str = ""
 
 
 def parse_seed(seed: str, default_port: int) -> Address:
@@ -133,7 +144,8 @@ class Seeds:
     async def _follow(self, host: str, port: int) -> None:
         pause, said = FIRST_RETRY_S, ""
         while True:
-            found, reason = await self._try(host, port)
+            tried = await self._try(host, port)
+            found = tried.found
             if found == self._own:
                 log.info("a seed is this node itself", seed=host, port=port)
                 with trio.move_on_after(SELF_AGAIN_S):
@@ -145,36 +157,37 @@ class Seeds:
                 while self._table.here(found):
                     await self._table.states_changed.wait()
                 continue
-            if reason != said:
-                log.warning("no node at a seed yet", seed=host, port=port, reason=reason)
-                said = reason
+            if tried.detail != said:
+                said = tried.detail
+                log.warning("no node at a seed yet", seed=host, port=port, reason=tried.reason, detail=said)
             with trio.move_on_after(pause * self._seams.rng.uniform(0.5, 1)) as waiting:
                 await self._again.wait()
             pause = min(pause * 2, LONGEST_RETRY_S) if waiting.cancelled_caught else FIRST_RETRY_S
 
-    async def _try(self, host: str, port: int) -> tuple[str, str]:
-        """(id of the node at the seed, empty) or (empty, why not)."""
+    async def _try(self, host: str, port: int) -> _Tried:
         try:
             with trio.fail_after(LOOKUP_S):
                 addresses = await self._resolve(host, port)
         except trio.TooSlowError:
-            return "", "no answer to the name lookup"
+            return _Tried(reason="name", detail="no answer to the name lookup")
         except (OSError, UnicodeError) as error:
-            return "", f"the name cannot be resolved: {error}"
-        reason, itself = "the name has no address", ""
+            return _Tried(reason="name", detail=f"the name cannot be resolved: {error}")
+        tried = _Tried(reason="name", detail="the name has no address")
         for address in addresses:
             try:
                 found = await self._links.dial_unknown(*address)
             except EdgeorchError as error:
-                reason = error.detail
+                reason = error.reason if isinstance(error, DialError) else error.slug
+                tried = _Tried(tried.found, reason, error.detail)
                 continue
             if self._table.here(found):
-                return found, ""
+                return _Tried(found)
             if found == self._own:
-                itself = found
+                tried = _Tried(found, tried.reason, tried.detail)
             else:
-                reason = f"node {found} answers, but has said goodbye"
-        return itself, reason
+                detail = f"node {found} answers, but has said goodbye"
+                tried = _Tried(tried.found, "left", detail)
+        return tried
 
     async def _system(self, host: str, port: int) -> Sequence[Address]:
         return await resolve(host, port, self._limiter)

@@ -8,6 +8,8 @@ word that it had such contact (``Digest.age_s``). While every node probes every 
 * suspect, and not chosen: everything between, and at once when its link breaks. So a node that only *we*
   cannot reach stays suspect.
 
+A node whose certificate was revoked is dead at once, until it shows another one.
+
 In larger fleets few peers are probed in each period; there a word counts as much as own contact, and both
 times are stretched by ``1 + log2(peers / mesh)``, the rounds that news needs to spread (compare the
 suspicion timeout of SWIM, Das et al. 2002, and of its descendant Lifeguard).
@@ -51,6 +53,8 @@ class Entry:
     """Why its link broke, until it is heard again."""
     cut: bool = False
     """Its link was given up after ``dead_s`` of silence, until it is heard again."""
+    barred: str = ""
+    """Why it is a node of the fleet no more; nobody's word counts for it until it proves itself again."""
 
 
 class Table:
@@ -145,7 +149,7 @@ class Table:
         if entry.peer.state is PeerState.LEFT and not _newer(info, known):
             return False
         self.clones.check(info, known)
-        entry.heard, entry.down, entry.cut = now, "", False
+        entry.heard, entry.down, entry.cut, entry.barred = now, "", False, ""
         fields: dict[str, object] = {"reason": self.clones.about(info.id)}
         if info != known and (_newer(info, known) or info.incarnation == known.incarnation):
             fields["info"] = info
@@ -192,6 +196,13 @@ class Table:
         if entry is not None and entry.peer.state is PeerState.ALIVE:
             entry.down = why or "the link broke"
             self._set_state(entry, PeerState.SUSPECT, now, entry.down)
+
+    def bar(self, node_id: str, why: str, now: float) -> None:
+        """The node is one of the fleet no more: dead at once, whatever others still say."""
+        entry = self._entries.get(node_id)
+        if entry is not None:
+            entry.barred = why
+            self._judge(entry, now)
 
     def left(self, node_id: str, now: float) -> None:
         """The node stops on purpose."""
@@ -267,7 +278,9 @@ class Table:
         """Give the entry the state that the evidence asks for."""
         silent = now - self._evidence(entry)
         unheard = now - max(entry.heard, entry.told)
-        if not entry.down and silent < self._times.suspect_s * self.stretch:
+        if entry.barred:
+            state, reason = PeerState.DEAD, entry.barred
+        elif not entry.down and silent < self._times.suspect_s * self.stretch:
             state, reason = PeerState.ALIVE, self.clones.about(entry.peer.info.id)
         elif unheard >= self._times.dead_s * self.stretch:
             state, reason = PeerState.DEAD, entry.down or f"no answer for {unheard:.1f} s"

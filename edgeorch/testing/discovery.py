@@ -78,6 +78,14 @@ class FakeDiscovery:
         """The node is ready."""
         self._ready.set()
 
+    def change(self, fleet: Fleet) -> None:
+        """Other CAs are trusted now: listen anew, and announce them where the node is announced."""
+        self._fleet = fleet
+        self._lan.part(self)
+        self._lan.join(self)
+        if self._ready.is_set():
+            self._announce()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen, announce every change of the own addresses, and withdraw at the end."""
         self._lan.join(self)
@@ -85,17 +93,21 @@ class FakeDiscovery:
         try:
             await self._ready.wait()
             while True:
-                changed, info = self._watch.changed, self._self_info.info
-                addresses = tuple((address, info.wire_port) for address in self._watch.addresses)
-                self._lan.announce(info.id, self._fleet, addresses)
+                changed = self._watch.changed
+                self._announce()
                 await changed.wait()
         finally:
             self._lan.part(self)
             self._lan.withdraw(self._self_info.info.id)
 
+    def _announce(self) -> None:
+        info = self._self_info.info
+        addresses = tuple((address, info.wire_port) for address in self._watch.addresses)
+        self._lan.announce(info.id, self._fleet, addresses)
+
     def heard(self, node_id: str, fleet: Fleet, addresses: tuple[tuple[str, int], ...]) -> None:
         """From the LAN."""
-        if node_id != self._self_info.info.id and fleet == self._fleet:
+        if node_id != self._self_info.info.id and self._fleet.includes(fleet.name, fleet.ca):
             self._found(node_id, addresses)
 
     def lost(self, node_id: str) -> None:

@@ -176,6 +176,7 @@ class TwinPeers:
         self.on_hello: Callable[[From, Hello, PeerIdentity], None] = lambda *_: None
         self.on_up: Callable[[str], None] = lambda _: None
         self.on_down: Callable[[str, str], None] = lambda *_: None
+        self.on_barred: Callable[[str, str], None] = lambda *_: None
         self.handlers = handlers
         self.hello = hello
         self.node_id = node_id
@@ -185,6 +186,11 @@ class TwinPeers:
         self._network = network
         self._news: list[Callable[[], None]] = []
         self._told = trio.Event()
+
+    def begin(self) -> None:
+        """A new life of the node: it wants no links yet, and what its last life was not told is forgotten."""
+        self.wanted.clear()
+        self._news.clear()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Call the callbacks as links come and go."""

@@ -9,7 +9,8 @@ import trio
 
 from edgeorch.errors import NodeUnreachableError
 from edgeorch.identity import PeerIdentity
-from edgeorch.wire.handshake import HANDSHAKE_S, closed_on_failure, recognise
+from edgeorch.wire.handshake import HANDSHAKE_S, closed_on_failure, look
+from edgeorch.wire.messages import Hello
 from edgeorch.wire.transport import DialError, Secured, Transport
 
 Address: TypeAlias = tuple[str, int]
@@ -175,7 +176,7 @@ class Dialler:
 
 
 async def reach(
-    transport: Transport, addresses: Sequence[Address], own_id: str, expected: str | None
+    transport: Transport, addresses: Sequence[Address], ours: Hello, expected: str | None
 ) -> tuple[Secured, PeerIdentity]:
     """Open a connection to the first address that answers as the right node; slow ones are overtaken.
 
@@ -193,7 +194,7 @@ async def reach(
         try:
             secured = await transport.connect(host, port)
             async with closed_on_failure(secured):
-                identity = recognise(transport, secured, own_id, expected)
+                identity = await look(transport, secured, ours, expected)
         except DialError as error:
             errors.append(error)
             tried[index].set()

@@ -16,6 +16,8 @@ from edgeorch.wire.transport import DialError, Secured, Transport
 
 HANDSHAKE_S = 5.0
 """From the first packet to the peer's Hello."""
+CLOCKS_DIFFER_S = 3600.0
+"""Clocks that are this far apart are to blame when one end calls the other's certificate out of date."""
 
 
 class Connection:
@@ -90,18 +92,36 @@ async def closed_on_failure(secured: Secured) -> AsyncIterator[None]:
         raise
 
 
-def recognise(transport: Transport, secured: Secured, own_id: str, expected: str | None) -> PeerIdentity:
-    """Who answered a dial, before anything is said.
+def recognise(
+    transport: Transport, secured: Secured, own_id: str, expected: str | None, their_time: float = 0.0
+) -> PeerIdentity:
+    """Who answered a dial.
 
     Raises:
         DialError: it is oneself, another node than ``expected``, or its certificate is not good.
     """
-    identity = _verify(transport, secured)
+    identity = _verify(transport, secured, their_time)
     if identity.node_id == own_id:
         raise DialError(f"{secured.address} is this node itself", reason="self")
     if expected is not None and identity.node_id != expected:
         raise DialError(f"{secured.address} is node {identity.node_id}, not {expected}", reason="other_node")
     return identity
+
+
+async def look(transport: Transport, secured: Secured, ours: Hello, expected: str | None) -> PeerIdentity:
+    """Who answered a dial, before anything is said of this node. A wrong date is talked over first.
+
+    Raises:
+        DialError: as ``recognise``; with reason ``clock`` where the clocks differ.
+    """
+    try:
+        return recognise(transport, secured, ours.info.id, expected)
+    except DialError as error:
+        if error.reason != "expired":
+            raise
+        said = Refused(reason=error.detail, word=error.reason, time=ours.time)
+        their_time = await _ask_time(Connection(secured), said)
+        return recognise(transport, secured, ours.info.id, expected, their_time)
 
 
 async def greet(secured: Secured, identity: PeerIdentity, ours: Hello, kind: Kind) -> Greeted:
@@ -117,8 +137,7 @@ async def greet(secured: Secured, identity: PeerIdentity, ours: Hello, kind: Kin
             await connection.send(kind, 0, ours)
         message = _message(await _first(connection, "closed_at_once"))
         if isinstance(message, Refused):
-            detail = f"{secured.address} refuses: {message.reason[:200]}"
-            raise DialError(detail, reason="refused", refused=True)
+            raise _refused_by(secured, message)
         hello = _check(message, identity, ours)
         return _greeted(connection, identity, hello, dialled=True, kind=kind)
 
@@ -134,15 +153,42 @@ async def receive_greeting(transport: Transport, secured: Secured, ours: Hello) 
         # Read before refusing: closing with unread bytes would reset the connection and lose the reason.
         frame = await _first(connection, "closed")
         try:
-            identity = recognise(transport, secured, ours.info.id, None)
-            hello = _check(_message(frame), identity, ours)
+            message = _message(frame)
+            their_time = message.time if isinstance(message, Hello | Refused) else 0.0
+            identity = recognise(transport, secured, ours.info.id, None, their_time)
+            if isinstance(message, Refused):
+                raise _refused_by(secured, message, ours.time)
+            hello = _check(message, identity, ours)
             kind = _purpose(frame)
         except DialError as error:
+            said = Refused(reason=error.detail, word=error.reason, time=ours.time)
             # Cancelled meanwhile, nobody is left who wants the error.
-            await connection.send(Kind.LINK, 0, Refused(reason=error.detail))  # noqa: ASYNC120
+            await connection.send(Kind.LINK, 0, said)  # noqa: ASYNC120
             raise
         await connection.send(Kind.LINK, 0, ours)
         return _greeted(connection, identity, hello, dialled=False, kind=kind)
+
+
+async def _ask_time(connection: Connection, said: Refused) -> float:
+    """Say why the other end is refused; its answer says what time it is there, 0 where it does not."""
+    try:
+        await connection.send(Kind.LINK, 0, said)
+        message = _message(await _first(connection, "closed"))
+    except DialError:
+        return 0.0
+    return message.time if isinstance(message, Refused) else 0.0
+
+
+def _refused_by(secured: Secured, said: Refused, our_time: float = 0.0) -> DialError:
+    """The other end does not want this node; where only a clock is wrong, it soon may."""
+    clock = said.word == "clock" or (
+        said.word == "expired" and our_time > 0 and abs(our_time - said.time) > CLOCKS_DIFFER_S
+    )
+    return DialError(
+        f"{secured.address} refuses: {said.reason[:200]}",
+        reason="clock" if clock else "refused",
+        refused=not clock,
+    )
 
 
 async def _first(connection: Connection, when_closed: str) -> Frame:
@@ -164,11 +210,13 @@ def _greeted(
     )
 
 
-def _verify(transport: Transport, secured: Secured) -> PeerIdentity:
+def _verify(transport: Transport, secured: Secured, their_time: float) -> PeerIdentity:
     try:
-        return transport.verify(secured.certificate)
+        return transport.verify(secured.certificate, their_time)
     except IdentityError as error:
-        raise DialError(f"{secured.address}: {error}", reason=error.reason, refused=True) from None
+        # A clock may be set right at any moment, without a word to us.
+        refused = error.reason != "clock"
+        raise DialError(f"{secured.address}: {error}", reason=error.reason, refused=refused) from None
 
 
 def _message(frame: Frame) -> Message:

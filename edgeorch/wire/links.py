@@ -35,6 +35,8 @@ class Links:
         on_hello: called for each new link with who it is; membership learns from it.
         on_up: called with the node id when there is a link and was none.
         on_down: called with the node id and the reason when a link was lost that nobody meant to close.
+        on_barred: called with the node id and the reason when a node that was linked is one of the fleet no
+            more: its certificate was revoked.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Links:
         self.on_hello: Callable[[From, Hello, PeerIdentity], None] = lambda *_: None
         self.on_up: Callable[[str], None] = lambda _: None
         self.on_down: Callable[[str, str], None] = lambda *_: None
+        self.on_barred: Callable[[str, str], None] = lambda *_: None
         self._transport = transport
         self._hello = hello
         self._handlers = handlers
@@ -59,6 +62,8 @@ class Links:
         """The link that new requests use."""
         self._open: set[Link] = set()
         self._streams: set[Greeted] = set()
+        self._certificates: dict[str, bytes] = {}
+        """What each wanted node has shown last, also while there is no link to it."""
         self._diallers: dict[str, Dialler] = {}
         self._greeting: dict[str, trio.Event] = {}
         """Peers that this node has sent a Hello to; the event is set at the outcome."""
@@ -105,6 +110,7 @@ class Links:
 
     def unwant(self, node_id: str) -> None:
         """Give up the node; what is in flight may finish."""
+        self._certificates.pop(node_id, None)
         dialler = self._diallers.pop(node_id, None)
         if dialler is not None:
             dialler.stop()
@@ -119,13 +125,21 @@ class Links:
             self.nursery.start_soon(stream.connection.aclose)
 
     def recheck(self) -> None:
-        """Certificates or the revocation list changed: cut who is refused now, dial who was before."""
-        for greeted in [*(link.greeted for link in self._open), *self._streams]:
-            try:
-                self._transport.verify(greeted.connection.secured.certificate)
-            except IdentityError as error:
-                log.warning("link closed", peer=greeted.sender.node_id, reason=error.reason)
-                self.drop(greeted.sender.node_id, error.detail)
+        """Certificates or the revocation list changed: cut who is revoked, dial who was refused before.
+
+        A link whose certificate is not accepted any more for another reason (its CA was dropped, it has been
+        renewed since) is replaced by a new one, over which the peer shows what it has now; what is in flight
+        on the old one may finish.
+        """
+        for node_id, certificate in list(self._certificates.items()):
+            if error := self._refusal(certificate):
+                log.warning("a node is refused now", peer=node_id, reason=error.reason)
+                if error.reason == "revoked":
+                    self.drop(node_id, error.detail)
+                    self.on_barred(node_id, error.detail)
+        for link in list(self._open):
+            if self._refusal(link.greeted.connection.secured.certificate):
+                link.drain()
         for dialler in self._diallers.values():
             if dialler.state == "refused":
                 dialler.wake()
@@ -135,6 +149,13 @@ class Links:
         for dialler in self._diallers.values():
             if dialler.state in ("lost", "refused"):
                 dialler.retry()
+
+    def _refusal(self, certificate: bytes) -> IdentityError | None:
+        try:
+            self._transport.verify(certificate)
+        except IdentityError as error:
+            return error
+        return None
 
     async def dial_unknown(self, host: str, port: int) -> str:
         """Dial an address whose node is not known yet; a link to it is kept as if it had dialled.
@@ -194,10 +215,9 @@ class Links:
     async def stream(self, node_id: str, request: Message) -> AsyncIterator[AsyncIterator[Message]]:
         """See ``Peers.stream``."""
         with trio.move_on_after(HANDSHAKE_S) as scope:
-            secured, identity = await reach(
-                self._transport, self._addresses(node_id), self._hello().info.id, node_id
-            )
-            greeted = await greet(secured, identity, self._hello(), Kind.STREAM)
+            ours = self._hello()
+            secured, identity = await reach(self._transport, self._addresses(node_id), ours, node_id)
+            greeted = await greet(secured, identity, ours, Kind.STREAM)
         if scope.cancelled_caught:
             raise DialError(f"node {node_id}: no answer in {HANDSHAKE_S:.0f} s", reason="slow")
         self._streams.add(greeted)
@@ -258,7 +278,7 @@ class Links:
         ours = self._hello()
         self._counts["dialled"] += 1
         try:
-            secured, identity = await reach(self._transport, addresses, ours.info.id, expected)
+            secured, identity = await reach(self._transport, addresses, ours, expected)
             node_id = identity.node_id
             if node_id in self._greeting or self.connected(node_id):
                 await self._leave_to_other(secured, node_id)
@@ -287,6 +307,7 @@ class Links:
         link = Link(greeted, self._handlers)
         link.on_draining, link.on_ended = self._retire, self._bury
         node_id = greeted.sender.node_id
+        self._certificates[node_id] = greeted.connection.secured.certificate
         self._open.add(link)
         before = self._links.get(node_id)
         if before is None or self._replaces(link, before):

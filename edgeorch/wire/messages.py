@@ -62,12 +62,22 @@ class Hello(Message, frozen=True, kw_only=True):
     protocol_max: int = PROTOCOL_MAX
     sample: Sample | None = None
     crl_number: int = 0
+    time: float = 0.0
+    """What time the sender thinks it is, seconds since the epoch; 0 from one that does not say."""
 
 
 class Refused(Message, frozen=True, kw_only=True):
-    """Why the link is closed at once: wrong fleet, revoked, duplicate id, protocol too old."""
+    """Why the link is closed at once: wrong fleet, revoked, duplicate id, protocol too old.
+
+    The dialler may send it in place of its Hello, where the dates of the acceptor's certificate are in doubt;
+    the acceptor answers in kind, so that both know the other's time.
+    """
 
     reason: str
+    word: str = ""
+    """The same for programs: ``revoked``, ``expired``, ``clock``, …"""
+    time: float = 0.0
+    """As in ``Hello``."""
 
 
 class Digest(Kept, frozen=True, kw_only=True):

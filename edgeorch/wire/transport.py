@@ -64,8 +64,8 @@ class Transport(Protocol):
         """Secure an accepted connection; raises ``DialError``."""
         ...
 
-    def verify(self, certificate: bytes) -> PeerIdentity:
-        """Who this is, as things stand now; raises ``IdentityError``."""
+    def verify(self, certificate: bytes, their_time: float = 0.0) -> PeerIdentity:
+        """Who this is, as things stand now; raises ``IdentityError``. See ``Identity.verify_peer``."""
         ...
 
 
@@ -92,9 +92,9 @@ class Tls:
             trio.SSLStream(stream, self._identity.server_context(), server_side=True, https_compatible=True),
         )
 
-    def verify(self, certificate: bytes) -> PeerIdentity:
+    def verify(self, certificate: bytes, their_time: float = 0.0) -> PeerIdentity:
         """Who this is."""
-        return self._identity.verify_peer(certificate)
+        return self._identity.verify_peer(certificate, their_time)
 
     async def _secure(self, tcp: Stream, stream: "trio.SSLStream[Stream]") -> Secured:
         # Messages carry their own end, so close_notify adds nothing (https_compatible).

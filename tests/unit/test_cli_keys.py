@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edgeorch import cli, config
-from edgeorch.config import Api, Config, Loaded
+from edgeorch.config import Api, Config, Loaded, Node
 from edgeorch.identity import load_identity
 from edgeorch.identity.issue import new_key
 from edgeorch.rest.auth import Tokens
@@ -36,7 +36,8 @@ def test_from_a_new_fleet_to_a_node_and_its_end(run, tmp_path):
     assert out == ""
     assert "scp -r .edgeorch/home/nodes/kitchen/. root@192.0.2.7:/etc/edgeorch/" in err
     folder = tmp_path / ".edgeorch" / "home" / "nodes" / "kitchen"
-    identity = load_identity(Loaded(Config(), folder / "edgeorch.toml", {}), wall=time.time)
+    settings = Config(node=Node(state_dir=str(tmp_path)))
+    identity = load_identity(Loaded(settings, folder / "edgeorch.toml", {}), wall=time.time)
     assert (identity.name, identity.fleet) == ("kitchen", "home")
 
     out, _ = run("keys", "show", "--json")

@@ -45,6 +45,7 @@ class World:
             store=self.store,
             me=self.me,
             expires_at=lambda: NOW + self.days * 86_400,
+            refused=lambda: "the node's certificate has expired" if self.days < 0 else "",
             peers=lambda: self.peers,
             work=lambda: self.work,
             score=lambda: self.score,

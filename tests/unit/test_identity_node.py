@@ -2,6 +2,7 @@
 
 import time
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -38,10 +39,11 @@ def kitchen(home, tmp_path):
     return tmp_path / "kitchen"
 
 
-def load(folder, clock, **sections):
-    return load_identity(
-        Loaded(config=Config(**sections), path=folder / "edgeorch.toml", origins={}), wall=clock
-    )
+def load(folder, clock, *, kept=True, **sections):
+    node = msgspec.structs.replace(sections.pop("node", Node()), state_dir=str(folder / "state"))
+    (folder / "state").mkdir(exist_ok=True)
+    loaded = Loaded(config=Config(node=node, **sections), path=folder / "edgeorch.toml", origins={})
+    return load_identity(loaded, wall=clock, clock_kept=lambda: kept)
 
 
 def der(issued):
@@ -75,9 +77,33 @@ def test_without_a_node_id_file_the_certificate_counts_and_nothing_is_written(ki
 
 def test_own_dates(kitchen, clock):
     clock.now += 398 * DAY
-    assert reason(load, kitchen, clock) == "expired"
-    clock.now -= 401 * DAY
-    assert reason(load, kitchen, clock) == "not_yet_valid"
+    with pytest.raises(IdentityError, match=r"node\.pem: the certificate of node .* expired at") as caught:
+        load(kitchen, clock)
+    assert (caught.value.reason, "deploy.yml" in caught.value.hint) == ("expired", True)
+
+
+@pytest.mark.parametrize(
+    ("shift", "kept", "said"), [(398, False, "expired at"), (-3, True, "clock is wrong")]
+)
+def test_a_wrong_clock_does_not_keep_the_node_down(kitchen, clock, shift, kept, said):
+    clock.now += shift * DAY
+    with capture_logs() as logs:
+        identity = load(kitchen, clock, kept=kept)
+    assert said in identity.problem
+    assert logs[-1]["event"] == "peers may refuse this node"
+    assert (logs[-1]["detail"], bool(logs[-1]["fix"])) == (identity.problem, True)
+    clock.now -= shift * DAY
+    assert not identity.problem
+
+
+def test_an_expired_ca_is_told_as_such(home, kitchen, clock):
+    clock.now += 3600 * DAY
+    home.issue("cellar", ["192.0.2.8"]).write(kitchen.parent / "cellar")
+    clock.now += 51 * DAY
+    with pytest.raises(IdentityError, match=r"the CA that signed .* expired .*rotate_ca=true"):
+        load(kitchen.parent / "cellar", clock)
+    with pytest.raises(ConfigError, match=r"the fleet's CA expired .*rotate_ca=true"):
+        home.issue("attic")
 
 
 def test_own_certificate_of_another_ca(kitchen, clock, tmp_path):
@@ -163,8 +189,11 @@ def test_peers_at_the_nodes_own_time(home, kitchen, clock, tmp_path):
     assert (peer.node_id, peer.name) == (cellar.entry.id, "cellar")
     clock.now += 11 * DAY
     assert reason(identity.verify_peer, der(cellar)) == "expired"
+    assert reason(identity.verify_peer, der(cellar), clock.now) == "expired"
+    assert reason(identity.verify_peer, der(cellar), clock.now - 2 * DAY) == "clock"
+    assert reason(identity.verify_peer, der(cellar), float("nan")) == "expired"
     clock.now -= 14 * DAY
-    assert reason(identity.verify_peer, der(cellar)) == "not_yet_valid"
+    assert reason(identity.verify_peer, der(cellar)) == "clock"
     foreign = Authority.create(tmp_path / "ca2", "home").issue("cellar")
     assert reason(identity.verify_peer, der(foreign)) == "wrong_ca"
 
@@ -206,9 +235,40 @@ def test_a_newer_list_is_taken_kept_and_an_older_one_is_not(home, kitchen, clock
     assert not identity.take_crl(second)
     assert not identity.take_crl(first)
     assert (identity.crl_number, identity.crl_pem) == (2, second)
-    assert (kitchen / "pki" / "crl.pem").read_bytes() == second
+    assert (kitchen / "pki" / "crl.pem").read_bytes() == first
+    assert (kitchen / "state" / "crl.pem").read_bytes() == second
     assert reason(identity.verify_peer, der(cellar)) == "revoked"
     assert load(kitchen, clock).crl_number == 2
+
+
+def test_a_kept_list_that_is_stale_foreign_or_broken_is_not_used(home, kitchen, clock, tmp_path):
+    other = Authority.create(tmp_path / "ca2", "home", wall=clock)
+    for name in ("x", "y"):
+        other.issue(name)
+        other.revoke(name)
+    load(kitchen, clock)
+    for kept, said in ((other.crl_pem, True), (b"junk", True), (b"", False), (home.crl_pem, False)):
+        (kitchen / "state" / "crl.pem").write_bytes(kept)
+        with capture_logs() as logs:
+            assert load(kitchen, clock).crl_number == 1
+        assert [line["event"] for line in logs] == ["a kept revocation list is not used"] * said
+    home.issue("cellar")
+    home.revoke("cellar")
+    stale = (kitchen / "pki" / "crl.pem").read_bytes()
+    (kitchen / "pki" / "crl.pem").write_bytes(home.crl_pem)
+    (kitchen / "state" / "crl.pem").write_bytes(stale)
+    assert load(kitchen, clock).crl_number == 2
+
+
+def test_a_list_of_a_dropped_ca_does_not_outlive_it(home, kitchen, clock, monkeypatch):
+    identity = load(kitchen, clock)
+    home.issue("cellar")
+    home.revoke("cellar")
+    assert identity.take_crl(home.crl_pem)
+    after = Authority.create(kitchen.parent / "ca2", "home", wall=clock)
+    after.issue("kitchen", ["192.0.2.7"], node_id=identity.node_id).write(kitchen)
+    identity.reload()
+    assert (identity.ca_fingerprints, identity.crl_number) == (after.fingerprints, 1)
 
 
 def test_a_foreign_or_broken_list_changes_nothing(home, kitchen, clock, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import structlog.testing
 import trio
 from trio.testing import wait_all_tasks_blocked
-from wire_net import A, B, C, MemoryNet, hello
+from wire_net import ENDS, NOW, A, B, C, MemoryNet, hello
 
 from edgeorch.errors import EdgeorchError, NodeUnreachableError
 from edgeorch.model import Caller
@@ -282,10 +282,110 @@ async def test_a_revoked_peer_is_told_why_and_cut_on_recheck(net, autojump_clock
     b.recheck()
     await wait_all_tasks_blocked()
     assert not b.connected(A)
+    assert b.events[-1] == ("barred", A, f"{A} is revoked")
     await trio.sleep(1)
     assert net.refusals == ["revoked"]
     assert a._diallers[B].state == "refused"
     assert "is revoked" in a._diallers[B].reason
+
+
+async def test_a_revoked_peer_without_a_link_is_told_too(net, autojump_clock):
+    a, b = net.add(A, max_links=0), net.add(B)
+    await net.start(A, B)
+    a.want(B, [(B, 1)])
+    await a.dial_unknown(B, 1)
+    await trio.sleep(2 * IDLE_S)
+    assert not a.connected(B)
+    net.revoked.add(B)
+    a.recheck()
+    assert a.events[-1] == ("barred", B, f"{B} is revoked")
+    before = len(a.events)
+    a.unwant(B)
+    a.recheck()
+    assert len(a.events) == before
+    assert not b.connected(A)
+
+
+async def test_links_of_a_dropped_ca_are_replaced_and_lose_nothing(net, autojump_clock):
+    free = trio.Event()
+
+    async def slow(_sender, _request):
+        await free.wait()
+        return Done()
+
+    a, b = net.add(A), net.add(B, Handlers(requests={Goodbye: slow}))
+    await net.start(A, B)
+    a.want(B, [(B, 1)])
+    await wait_all_tasks_blocked()
+    answers = []
+
+    async def ask():
+        answers.append(await a.call(B, Goodbye()))
+
+    net.nursery.start_soon(ask)
+    await wait_all_tasks_blocked()
+    net.replaced |= {A, B}
+    a.recheck()
+    b.recheck()
+    net.nursery.start_soon(ask)
+    await trio.sleep(1)
+    assert a.connected(B)
+    assert b.connected(A)
+    free.set()
+    await wait_all_tasks_blocked()
+    assert answers == [Done(), Done()]
+    assert {event[0] for event in (*a.events, *b.events)} == {"hello", "up"}
+    assert open_connections(a) == open_connections(b) == (1, 1)
+
+
+@pytest.mark.parametrize("dialler", [A, B])
+async def test_clocks_that_differ_are_refused_as_such_and_soon_tried_again(net, autojump_clock, dialler):
+    """The clock of A is so far ahead that every certificate has ended there; that of B is right."""
+    net.clocks[A] = ENDS + 1
+    for node_id in (A, B):
+        net.add(node_id, says=lambda node_id=node_id: hello(node_id, time=net.clocks.get(node_id, NOW)))
+    await net.start(A, B)
+    links, other = net.links[dialler], B if dialler == A else A
+    links.want(other, [(other, 1)])
+    await trio.sleep(1)
+    assert set(net.refusals) == {"clock"}
+    found = links._diallers[other]
+    assert found.state == "lost"
+    assert "expired at" in found.reason
+    assert "check the clocks of both nodes" in found.reason
+    del net.clocks[A]
+    await trio.sleep(10)
+    assert links.connected(other)
+
+
+@pytest.mark.parametrize("dialler", [A, B])
+async def test_a_certificate_that_has_ended_by_both_clocks_is_expired(net, autojump_clock, dialler):
+    net.clocks |= {A: ENDS + 1, B: ENDS + 1}
+    for node_id in (A, B):
+        net.add(node_id, says=lambda node_id=node_id: hello(node_id, time=ENDS + 1))
+    await net.start(A, B)
+    links, other = net.links[dialler], B if dialler == A else A
+    links.want(other, [(other, 1)])
+    await trio.sleep(1)
+    assert net.refusals == ["expired"]
+    assert links._diallers[other].state == "refused"
+
+
+async def test_a_clock_before_every_certificate_is_wrong_whatever_the_other_says(net, autojump_clock):
+    net.clocks[A] = -1.0
+    net.add(A)
+    net.add(B)
+    await net.start(A, B)
+    net.links[A].want(B, [(B, 1)])
+    await trio.sleep(1)
+    assert "begins at" in net.links[A]._diallers[B].reason
+    assert net.links[A]._diallers[B].state == "lost"
+    net.links[B].want(A, [(A, 1)])
+    await trio.sleep(1)
+    assert "clock" in net.refusals
+    del net.clocks[A]
+    await trio.sleep(10)
+    assert net.links[A].connected(B)
 
 
 async def test_a_hello_that_names_another_node_is_refused(net):

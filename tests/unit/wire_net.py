@@ -8,6 +8,7 @@ import trio.testing
 
 from edgeorch.errors import IdentityError
 from edgeorch.identity import PeerIdentity
+from edgeorch.identity.peer import check_dates
 from edgeorch.model import NodeInfo
 from edgeorch.testing.wire import Network
 from edgeorch.wire import Handlers
@@ -15,6 +16,7 @@ from edgeorch.wire.links import Links
 from edgeorch.wire.messages import Hello
 from edgeorch.wire.transport import DialError, Secured
 
+NOW, ENDS = 1e9, 4e9
 A, B, C = "aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc"
 
 
@@ -23,7 +25,7 @@ def hello(node_id, **changes):
 
 
 def identity(node_id):
-    return PeerIdentity(node_id=node_id, name=node_id, fleet="f", serial=1, not_before=0.0, not_after=4e9)
+    return PeerIdentity(node_id=node_id, name=node_id, fleet="f", serial=1, not_before=0.0, not_after=ENDS)
 
 
 class MemoryNet:
@@ -34,6 +36,9 @@ class MemoryNet:
         self.links = {}
         self.streams = []
         self.down, self.silent, self.closing, self.revoked = set(), set(), set(), set()
+        self.replaced = set()
+        """Nodes whose certificate of before is not accepted any more; a new connection shows another."""
+        self.clocks = {}
         self.latency = 0.0
         self.dialled = []
         self.refusals = []
@@ -55,8 +60,12 @@ class MemoryNet:
         )
         links.on_up = lambda node: links.events.append(("up", node))
         links.on_down = lambda node, why: links.events.append(("down", node, why))
+        links.on_barred = lambda node, why: links.events.append(("barred", node, why))
         self.links[node_id] = links
         return links
+
+    def certificate(self, node_id):
+        return node_id.encode() if node_id in self.replaced else f"{node_id} old".encode()
 
     async def start(self, *node_ids):
         for node_id in node_ids:
@@ -94,18 +103,21 @@ class _Transport:
             await theirs.aclose()
         else:
             net.nursery.start_soon(
-                net.accept, net.links[host], Secured(theirs, "mem", self._node_id.encode())
+                net.accept, net.links[host], Secured(theirs, "mem", net.certificate(self._node_id))
             )
-        return Secured(ours, "mem", host.encode())
+        return Secured(ours, "mem", net.certificate(host))
 
     async def accept(self, secured):
         await trio.lowlevel.checkpoint()
         return secured
 
-    def verify(self, certificate):
-        node_id = certificate.decode()
+    def verify(self, certificate, their_time=0.0):
+        node_id, _, old = certificate.decode().partition(" ")
         if node_id in self._net.revoked:
             raise IdentityError(f"{node_id} is revoked", reason="revoked")
+        if old and node_id in self._net.replaced:
+            raise IdentityError(f"{node_id} has another CA", reason="wrong_ca")
+        check_dates(identity(node_id), self._net.clocks.get(self._node_id, NOW), their_time)
         return identity(node_id)
 
 
