@@ -124,3 +124,35 @@ def test_nobody_who_reads_is_no_reason_to_stop():
     done = run(OURS + "print('alive', flush=True)\n", "text", "debug", stderr=write)
     os.close(write)
     assert done.stdout.splitlines() == ["text", "alive"]
+
+
+STORY = """
+import sys
+import structlog
+from edgeorch import logs
+from edgeorch.config import Log
+logs.set_up(Log(format="json"))
+log = structlog.get_logger()
+for number in range(5):
+    log.info("taking up", key=f"01j-abc.{number}", n=number)
+log.warning("trouble", task="01j-abc")
+log.info("ended", task="01j-abc")
+log.info("accepted", task="01j-other")
+log.info("opened", key="no.attempt")
+log.debug("hidden")
+logs.set_level("debug")
+log.debug("seen")
+"""
+
+
+def test_four_lines_of_info_a_task_the_last_for_its_end():
+    lines = [json.loads(line) for line in run(STORY).stderr.splitlines()]
+    said = [(line["event"], line.get("task"), line.get("attempt")) for line in lines]
+    assert said == [
+        *(("taking up", "01j-abc", number) for number in range(3)),
+        ("trouble", "01j-abc", None),
+        ("ended", "01j-abc", None),
+        ("accepted", "01j-other", None),
+        ("opened", None, None),
+        ("seen", None, None),
+    ]
