@@ -18,6 +18,7 @@ from edgeorch import files
 from edgeorch.errors import ConfigError, IdentityError
 from edgeorch.identity import issue, pem
 from edgeorch.identity.index import Index, read_index
+from edgeorch.identity.names import fingerprint
 from edgeorch.identity.peer import NEW_CA, day_of
 from edgeorch.identity.revocation import Revocations, read_revocations
 
@@ -140,6 +141,15 @@ class CaFiles:
         fresh = crl.public_bytes(Encoding.PEM)
         files.write(self.folder / "crl.pem", fresh, 0o644)
         return fresh
+
+    def signer_is_lost(self) -> bool:
+        """Whether nothing can be signed before ``reissue``, because the old CA's key is lost (``recovery``).
+
+        Raises:
+            ConfigError: the folder cannot be read.
+        """
+        successor, trusted = self.index().successor, [fingerprint(ca) for ca in self.bundle]
+        return len(trusted) > 1 and successor == trusted[-1] and not (self.folder / NEXT_KEY).exists()
 
     def list_is_due(self) -> bool:
         """Whether there is no revocation list, or one that ends soon."""

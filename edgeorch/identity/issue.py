@@ -20,6 +20,9 @@ WARN_DAYS = 60
 BACKDATED = 2 * DAY
 """Certificates begin this long ago, because a node without a battery clock may be behind."""
 
+CA_NAME = "edgeorch fleet "
+"""Before the fleet's name in the subject of its CA."""
+
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
@@ -30,7 +33,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 def ca_certificate(key: ec.EllipticCurvePrivateKey, fleet: str, wall: float) -> x509.Certificate:
     """The fleet's self-signed CA; it signs node certificates and revocation lists, no further CAs."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"edgeorch fleet {fleet}")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{CA_NAME}{fleet}")])
     return (
         _certificate(name, name, key.public_key(), key.public_key(), wall, CA_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -95,8 +95,8 @@ class Rotation:
                     "no new CA has been made", hint="`edgeorch keys rotate-ca begin` makes it"
                 )
             if phase == "begin":
-                old, new = self._ca.bundle
-                self._ca.write_bundle([new, old])
+                *old, new = self._ca.bundle
+                self._ca.write_bundle([new, *old])
             self._ca.keep(index, self._ca.signer())
             return phase == "begin"
 

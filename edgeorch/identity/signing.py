@@ -140,28 +140,16 @@ def sign(ca: CaFiles, requests: Sequence[Request], *, check: bool = False) -> An
         StorageError: the folder cannot be written.
     """
     now, bundle, before = ca.wall(), ca.bundle, ca.index()
-    check_in_date(bundle[0], now)
-    nodes: dict[str, Outcome] = {}
-    wishes: list[Wish] = []
-    index = before
-    for request, error in _without_clones(requests):
-        try:
-            wish = _wish(request, error)
-            _refuse_foreign(request, index, bundle)
-            present = None if request.renew else _present(request, wish, index, bundle[0], now)
-            if present is None:
-                index.claim(wish.name, wish.node_id, now, replace=wish.replace)
-                wishes.append(wish)
-                continue
-            index, nodes[wish.name] = _kept(index, wish, present, bundle[0])
-        except (InvalidRequestError, ConflictError) as failure:
-            nodes[request.name] = Outcome(error=str(failure))
+    lost = ca.signer_is_lost()
+    if not lost:
+        check_in_date(bundle[0], now)
+    index, nodes, wishes = _sorted(requests, before, bundle, now, lost=lost)
     index = _with_lists(index, requests, bundle, now)
     if check:
         nodes |= {wish.name: Outcome(changed=True) for wish in wishes}
         return Answer(ca="", crl="", nodes=nodes, warnings=_warnings(index, bundle[0], now))
     crl = ca.crl_pem
-    if wishes or index.crl_number != before.crl_number or ca.list_is_due():
+    if not lost and (wishes or index.crl_number != before.crl_number or ca.list_is_due()):
         signer = ca.signer()
         for wish in wishes:
             try:
@@ -175,6 +163,37 @@ def sign(ca: CaFiles, requests: Sequence[Request], *, check: bool = False) -> An
         ca.write_index(index)
     warnings = _warnings(index, bundle[0], now)
     return Answer(ca=ca.bundle_pem.decode(), crl=crl.decode(), nodes=nodes, warnings=warnings)
+
+
+def _sorted(
+    requests: Sequence[Request], index: Index, bundle: Sequence[x509.Certificate], now: float, *, lost: bool
+) -> tuple[Index, dict[str, Outcome], list[Wish]]:
+    """Those that can be answered at once, because they are wrong or have what they wish for, and the others.
+
+    Args:
+        requests: of a whole play.
+        index: what was issued before.
+        bundle: the CAs, the one that signs first.
+        now: seconds since the epoch.
+        lost: nothing can be signed now, so what a node has must do.
+    """
+    nodes: dict[str, Outcome] = {}
+    wishes: list[Wish] = []
+    for request, error in _without_clones(requests):
+        try:
+            wish = _wish(request, error)
+            _refuse_foreign(request, index, bundle)
+            present = None if request.renew else _present(request, wish, index, bundle[0], now)
+            if present is None and lost:
+                present = _as_it_is(request, wish, bundle)
+            if present is None:
+                index.claim(wish.name, wish.node_id, now, replace=wish.replace)
+                wishes.append(wish)
+                continue
+            index, nodes[wish.name] = _kept(index, wish, present, bundle)
+        except (InvalidRequestError, ConflictError) as failure:
+            nodes[request.name] = Outcome(error=str(failure))
+    return index, nodes, wishes
 
 
 def rfc3339(seconds: float) -> str:
@@ -239,10 +258,25 @@ def _present(
     return certificate if good else None
 
 
+def _as_it_is(request: Request, wish: Wish, bundle: Sequence[x509.Certificate]) -> x509.Certificate:
+    """The present certificate, while nothing can be signed.
+
+    Raises:
+        ConflictError: the node has none that it could go on with.
+    """
+    with suppress(ConfigError):
+        certificate = pem.read_certificates(request.certificate.encode(), "certificate")[0]
+        if certificate.public_key() == wish.key and any(issued_by(certificate, ca) for ca in bundle):
+            return certificate
+    hint = "give the other nodes a new one first: rotate-keys.yml with -e rotate_ca=true, then deploy.yml"
+    raise ConflictError("the CA that could sign for it is lost", hint=hint)
+
+
 def _kept(
-    index: Index, wish: Wish, certificate: x509.Certificate, signer: x509.Certificate
+    index: Index, wish: Wish, certificate: x509.Certificate, bundle: Sequence[x509.Certificate]
 ) -> tuple[Index, Outcome]:
-    known, ca = index.entry_for(wish.name, wish.node_id), fingerprint(signer)
+    known = index.entry_for(wish.name, wish.node_id)
+    ca = next(fingerprint(ca) for ca in bundle if issued_by(certificate, ca))
     if known is None or known.ca != ca or _serial(certificate) not in known.serials:
         index = index.with_entry(_entry(known, wish, certificate, ca))
     return index, _outcome(certificate, changed=False)

@@ -5,6 +5,7 @@ import click
 from edgeorch.cli.keys.fleet import init, issue, revoke, show
 from edgeorch.cli.keys.node import install, request
 from edgeorch.cli.keys.options import HOME, fleet_folder
+from edgeorch.cli.keys.recover import recover
 from edgeorch.cli.keys.rotate import crl, rotate_ca
 from edgeorch.cli.keys.sign import sign
 
@@ -15,9 +16,9 @@ __all__ = ["HOME", "fleet_folder", "keys"]
 def keys() -> None:
     """Make the fleet's CA and give every node its own key.
 
-    On the controller: init, issue, sign, revoke, show, crl, rotate-ca. On a node: request, install.
+    On the controller: init, issue, sign, revoke, show, crl, rotate-ca, recover. On a node: request, install.
     """
 
 
-for command in (init, issue, sign, revoke, show, crl, rotate_ca, request, install):
+for command in (init, issue, sign, revoke, show, crl, rotate_ca, recover, request, install):
     keys.add_command(command)
