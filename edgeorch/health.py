@@ -189,7 +189,8 @@ def peers_line(peers: Iterable[Peer]) -> str:
         for state in (PeerState.SUSPECT, PeerState.DEAD)
         if names[state]
     ]
-    return ", ".join([f"{len(names[PeerState.ALIVE])} peers alive", *missed])
+    alive = len(names[PeerState.ALIVE])
+    return ", ".join([f"{alive} peer{'' if alive == 1 else 's'} alive", *missed])
 
 
 def work_line(work: Work, *, draining: bool) -> str:
@@ -197,7 +198,7 @@ def work_line(work: Work, *, draining: bool) -> str:
     if not draining:
         return f"{len(work.running)} running, {work.waiting} waiting"
     left = f"{len(work.running)} running ({_some(work.running)})" if work.running else "nothing runs"
-    return f"{left}, {work.untaken} results to deliver" if work.untaken else left
+    return f"{left}, {work.untaken} to be reported" if work.untaken else left
 
 
 def _some(names: Sequence[str]) -> str:

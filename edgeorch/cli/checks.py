@@ -15,13 +15,13 @@ from edgeorch.addresses import usable_addresses
 from edgeorch.client.endpoint import is_loopback, node_url
 from edgeorch.config import Loaded
 from edgeorch.errors import EdgeorchError, NodeUnreachableError
+from edgeorch.host import clock_synchronised, why_volatile
 
 if TYPE_CHECKING:
     from edgeorch.runner import protocol
 
 RELEASED = 1_760_000_000.0
 """A clock before this time (October 2025) is wrong: this software did not exist."""
-CERT_WARNING_DAYS = 14
 DISK_WARNING = 1 << 30
 DISK_FAILURE = 64 << 20
 IFF_MULTICAST = 0x1000
@@ -48,8 +48,8 @@ def clock(loaded: Loaded) -> Iterator[Finding]:  # noqa: ARG001  every check tak
     fix = "turn time synchronisation on: timedatectl set-ntp true"
     if now < RELEASED:
         yield Finding("clock", "failed", f"{shown} is in the past", fix)
-    elif Path("/run/systemd/timesync").exists() and not Path("/run/systemd/timesync/synchronized").exists():
-        yield Finding("clock", "warning", f"{shown}, not yet synchronised", fix)
+    elif clock_synchronised() is False:
+        yield Finding("clock", "warning", f"{shown}, not synchronised", fix)
     else:
         yield Finding("clock", "ok", shown)
 
@@ -58,7 +58,7 @@ def certificates(loaded: Loaded) -> Iterator[Finding]:
     """The node's certificate, its key and the fleet's CA."""
     from structlog.testing import capture_logs
 
-    from edgeorch.identity import load_identity
+    from edgeorch.identity import WARN_DAYS, load_identity
 
     pki = loaded.resolve(loaded.config.pki.dir)
     key = pki / "node.key"
@@ -75,18 +75,18 @@ def certificates(loaded: Loaded) -> Iterator[Finding]:
         return
     days = (identity.not_after - time.time()) / 86_400
     detail = f"{identity.name} ({identity.node_id}) of fleet {identity.fleet}, {days:.0f} days left"
-    if days < CERT_WARNING_DAYS:
-        fix = f"`edgeorch keys issue {identity.name} --node-id {identity.node_id}`; copy its files to {pki}"
+    if days < WARN_DAYS:
+        fix = "run playbooks/rotate-keys.yml on the controller"
         yield Finding("certificate", "warning", detail, fix)
     else:
         yield Finding("certificate", "ok", detail)
     mode = stat.S_IMODE(key.stat().st_mode)
-    if mode & 0o077:
-        yield Finding(
-            "key file", "failed", f"{key} can be read by others (mode {mode:04o})", f"chmod 600 {key}"
-        )
+    # Installed, it is root's, and the node's group may read it.
+    if mode & 0o037:
+        fix = f"chmod u=rw,g=r,o= {key}"
+        yield Finding("key file", "failed", f"{key} is open to others (mode {mode:04o})", fix)
     else:
-        yield Finding("key file", "ok", f"{key}, for its owner only")
+        yield Finding("key file", "ok", f"{key}, mode {mode:04o}")
         for line in said:
             yield Finding(
                 "certificate files",
@@ -232,6 +232,10 @@ def folders(loaded: Loaded) -> Iterator[Finding]:
         yield Finding(name, "ok", str(path) if there == path else f"{path} will be made")
         if name == "state folder":
             yield _space(there)
+            why = "" if loaded.config.node.volatile else why_volatile(there)
+            if why:
+                fix = "move node.state_dir to a disk, or accept it: node.volatile = true"
+                yield Finding("state", "warning", f"{why}: a restart of this machine loses tasks", fix)
 
 
 def answering(loaded: Loaded) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ import click
 import pytest
 
 from edgeorch import cli, errors
-from edgeorch.cli import show
+from edgeorch.cli import checks, show
 from edgeorch.cli.checks import CHECKS
 from edgeorch.cli.printing import Printer
 from edgeorch.cli.spec import Duration, Size, name_of, read_spec, service_of
@@ -300,11 +300,33 @@ def test_doctor_names_what_is_broken_and_the_cure(node_folder, capsys):
     config.write_text(config.read_text() + f'[runner]\nsocket = "{node_folder}/none.sock"\n')
     code, found = findings(node_folder, capsys)
     assert code == 1
-    assert found["key file"]["fix"].startswith("chmod 600")
+    assert found["key file"]["fix"].startswith("chmod u=rw,g=r,o= ")
     assert found["runner"]["state"] == "failed"
     (node_folder / "pki" / "node.pem").unlink()
     code, found = findings(node_folder, capsys)
     assert "keys issue" in found["certificate"]["fix"]
+
+
+def test_doctor_looks_at_clock_disk_and_certificate(node_folder, capsys, monkeypatch):
+    monkeypatch.setattr(checks, "clock_synchronised", lambda: False)
+    monkeypatch.setattr(checks, "why_volatile", lambda folder: f"{folder} is in memory (tmpfs)")
+    (node_folder / "pki" / "node.key").chmod(0o640)
+    two_months_ago = time.time() - 340 * 86_400
+    Authority.create(node_folder / "old", "home", wall=lambda: two_months_ago).issue(
+        "attic", ["127.0.0.1"]
+    ).write(node_folder)
+    code, found = findings(node_folder, capsys)
+    assert code == 0
+    assert found["clock"]["state"] == found["state"]["state"] == found["certificate"]["state"] == "warning"
+    assert found["clock"]["detail"].endswith("not synchronised")
+    assert found["state"]["fix"].endswith("node.volatile = true")
+    assert "rotate-keys" in found["certificate"]["fix"]
+
+    config = node_folder / "edgeorch.toml"
+    config.write_text(config.read_text().replace("[node]", "[node]\nvolatile = true"))
+    monkeypatch.setattr(checks, "clock_synchronised", lambda: None)
+    code, found = findings(node_folder, capsys)
+    assert (found["clock"]["state"], "state" in found) == ("ok", False)
 
 
 def test_doctor_tells_a_taken_port(node_folder, capsys):

@@ -105,7 +105,7 @@ async def test_while_draining_the_line_says_what_is_waited_for(world):
     world.me.info.state = "draining"
     world.work = Work(["resize", "ffmpeg"], 0, 1)
     assert world.health.status().startswith(
-        "draining: 2 running (resize, ffmpeg), 1 results to deliver; 0 peers alive; "
+        "draining: 2 running (resize, ffmpeg), 1 to be reported; 0 peers alive; "
     )
     world.work = Work()
     assert world.health.status().startswith("draining: nothing runs; 0 peers alive; ")
