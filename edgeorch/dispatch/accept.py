@@ -162,7 +162,7 @@ class Acceptor:
         for plan in plans:
             task = plan.entry.task
             log.info("accepted", task=task.id, name=task.name, token=caller.token)
-            self.ledger.saved(plan.entry, task)
+            self.ledger.saved(plan.entry, task, plan.entry.revision)
             self.placer.carry_out(plan)
         if any(not plan.placed for plan in plans):
             self.placer.wake()

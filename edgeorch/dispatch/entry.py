@@ -37,6 +37,7 @@ class Entry:
         children: states of the children of a parent.
         changed: set at each change of the task; replaced by a new event each time.
         sequences: attempt number to the newest report's number.
+        revision, saved_revision: how often ``task`` was changed, and of which of these ``saved`` is.
     """
 
     task: Task
@@ -52,6 +53,8 @@ class Entry:
     children: dict[str, bool] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
     sequences: dict[int, int] = field(default_factory=dict)
+    revision: int = 0
+    saved_revision: int = 0
 
     def signal(self) -> None:
         """Wake whoever waits for a change of this task."""
@@ -73,4 +76,5 @@ class Entry:
 
     def update(self, **fields: object) -> None:
         """Change the task's record in memory."""
+        self.revision += 1
         self.task = msgspec.structs.replace(self.task, **fields)

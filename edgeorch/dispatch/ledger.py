@@ -174,7 +174,7 @@ class Ledger:
             # The row as it is now, not as it was when the disk refused it.
             todo = [PutTask(task=entry.task), *entry.unsaved, *changes]
             entry.unsaved = []
-        record = entry.task
+        record, revision = entry.task, entry.revision
         try:
             await self.store.commit_both(todo, runs)
         except StorageError:
@@ -182,14 +182,19 @@ class Ledger:
             entry.unsaved = refused + entry.unsaved
             self._carry_out(entry, effects)
             raise
-        self.saved(entry, record)
+        self.saved(entry, record, revision)
         self._carry_out(entry, effects)
         if entry.task.state.terminal and not entry.unsaved and self._settled(entry):
             self.open.pop(entry.task.id, None)
 
-    def saved(self, entry: Entry, record: Task) -> None:
-        """A record is on disk: callers may be told, followers of events wake."""
-        entry.saved = record
+    def saved(self, entry: Entry, record: Task, revision: int) -> None:
+        """A record is on disk: callers may be told, followers of events wake.
+
+        Two commits of one task may be on disk together, and their tasks go on in any order: the older record
+        never replaces the newer one.
+        """
+        if revision >= entry.saved_revision:
+            entry.saved, entry.saved_revision = record, revision
         entry.signal()
         self.happened.set()
         self.happened = trio.Event()

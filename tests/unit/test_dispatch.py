@@ -64,6 +64,32 @@ async def test_a_task_runs_here(autojump_clock, fleet, nursery):
     assert task.id not in a.dispatch.ledger.open
 
 
+async def test_of_two_records_that_reach_the_disk_together_callers_see_the_newer(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("sleep", "100")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    ledger = a.dispatch.ledger
+    entry, commit, overtaken = ledger.open[task.id], a.store.commit_both, trio.Event()
+    pauses = iter([overtaken.wait, trio.lowlevel.checkpoint])
+
+    async def slowly(changes, runs=()):
+        await commit(changes, runs)
+        await next(pauses)()
+
+    monkeypatch.setattr(a.store, "commit_both", slowly)
+    entry.update(reason="older")
+    nursery.start_soon(ledger.commit, entry, ledger.state_changes(entry))
+    await trio.testing.wait_all_tasks_blocked()
+    entry.update(reason="newer")
+    await ledger.commit(entry, ledger.state_changes(entry))
+    overtaken.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert entry.saved.reason == "newer"
+    monkeypatch.undo()
+
+
 async def test_the_best_node_runs_it(autojump_clock, fleet, nursery):
     a, b = await started(fleet, nursery, "a", "b")
     a.me.cpu_busy = 0.95
