@@ -1,6 +1,7 @@
 """What runs on this node: takes offers, gives each attempt one task, keeps results until they are taken."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, Self
 
 import structlog
@@ -66,6 +67,14 @@ class Admission:
             self.reservation.release()
 
 
+@dataclass
+class _Admitting:
+    """An offer that is being written down, and what is answered once it is."""
+
+    answer: Offered = field(default_factory=lambda: Offered(accepted=True))
+    done: trio.Event = field(default_factory=trio.Event)
+
+
 class Executor:
     """Runs attempts. Its tasks live in the nursery of ``run``; cancelling it stops no service.
 
@@ -111,7 +120,7 @@ class Executor:
         self.seams = seams
         self._check_policy = check_policy
         self._lives: dict[str, Life] = {}
-        self._admitting: set[str] = set()
+        self._admitting: dict[str, _Admitting] = {}
         self._nursery: trio.Nursery | None = None
         self.freed = trio.Event()
         """Set when a slot has become free; replaced by a new event each time."""
@@ -168,22 +177,33 @@ class Executor:
 
     async def accept(self, offer: Offer) -> Offered:
         """Answer another node's offer; accepted means that the attempt is on disk and will be started."""
-        if offer.key in self._lives or offer.key in self._admitting:
+        if offer.key in self._lives:
             return Offered(accepted=True)
-        self._admitting.add(offer.key)
+        admitting = self._admitting.get(offer.key)
+        if admitting is None:
+            try:
+                admission = self.admit(offer)
+            except Refusal as refusal:
+                return Offered(
+                    accepted=False, cause=refusal.cause, reason=refusal.detail, sample=self.me.sample()
+                )
+            admitting = self._admitting[offer.key] = _Admitting()
+            # The origin may go away while the run is written; what is on the disk must still be started.
+            self._running().start_soon(self._write_down, admission, admitting)
+        await admitting.done.wait()
+        return admitting.answer
+
+    async def _write_down(self, admission: Admission, admitting: "_Admitting") -> None:
         try:
-            with self.admit(offer) as admission:
+            with admission:
                 await self.store.commit_runs([PutRun(run=admission.run)])
                 self.launch(admission)
-        except Refusal as refusal:
-            return Offered(
-                accepted=False, cause=refusal.cause, reason=refusal.detail, sample=self.me.sample()
-            )
         except StorageError as error:
-            return Offered(accepted=False, cause="storage", reason=str(error), sample=self.me.sample())
+            sample = self.me.sample()
+            admitting.answer = Offered(accepted=False, cause="storage", reason=str(error), sample=sample)
         finally:
-            self._admitting.discard(offer.key)
-        return Offered(accepted=True)
+            del self._admitting[admission.run.offer.key]
+            admitting.done.set()
 
     def stop(self, key: str, cause: str) -> bool:
         """Begin to end an attempt; False where it is not here."""
@@ -216,10 +236,13 @@ class Executor:
         }
 
     def _start(self, life: Life, reservation: Reservation, handle: Handle | None) -> None:
+        self._lives[life.run.offer.key] = life
+        self._running().start_soon(self._one_attempt, life, reservation, handle)
+
+    def _running(self) -> trio.Nursery:
         if self._nursery is None:
             raise AssertionError("the executor takes offers only while it runs")
-        self._lives[life.run.offer.key] = life
-        self._nursery.start_soon(self._one_attempt, life, reservation, handle)
+        return self._nursery
 
     async def _one_attempt(self, life: Life, reservation: Reservation, handle: Handle | None) -> None:
         """The task of one attempt: one of the two places that contain an unexpected exception."""

@@ -27,7 +27,7 @@ from edgeorch.seams import Seams
 from edgeorch.store import LocalStore, TaskChange
 from edgeorch.testing.drivers import ScriptedDriver, ScriptedHost
 from edgeorch.testing.stores import MemoryStore
-from edgeorch.testing.wire import Network
+from edgeorch.testing.wire import Network, TwinPeers
 
 ADMIN = Caller(token="test", role="admin")  # noqa: S106  a name, not a secret
 
@@ -122,6 +122,7 @@ class VirtualNode:
 
     def __init__(self, fleet: "VirtualFleet", name: str, *, slots: int, config: Config, folder: Path) -> None:
         self.fleet = fleet
+        self.seams = fleet.seams
         self.name = name
         self.id = name.ljust(10, "0")
         self.config = config
@@ -153,17 +154,14 @@ class VirtualNode:
         self.scope = trio.CancelScope()
         with self.scope:
             async with trio.open_nursery() as nursery:
-                if self.id in self.fleet.network.nodes:
-                    self.fleet.network.restart(self.id)
-                peers = self.fleet.network.peers(self.id)
-                handlers = peers.handlers
                 slots = Slots(self.total)
-                self.me.slots = slots
+                peers = self.join(slots)
                 driver = ScriptedDriver(self.host)
                 await nursery.start(driver.run)
+                store = self.open_store()
                 self.dispatch = Dispatch(
                     self.config,
-                    store=self.store,
+                    store=store,
                     membership=self.membership,
                     me=self.me,
                     peers=peers,
@@ -171,7 +169,7 @@ class VirtualNode:
                     check_policy=self._policy,
                     outputs=Outputs([self.folder], Watcher()),
                     nursery=nursery,
-                    seams=self.fleet.seams,
+                    seams=self.seams,
                 )
                 self.executor = Executor(
                     ExecutorSettings(),
@@ -181,19 +179,34 @@ class VirtualNode:
                     slots=slots,
                     me=self.me,
                     drivers={"native": driver},
-                    store=self.store,
+                    store=store,
                     origins=self.dispatch.reporter,
                     check_policy=self._policy,
-                    seams=self.fleet.seams,
+                    seams=self.seams,
                     read_tail=_read_tail,
                 )
                 self.dispatch.attach(self.executor)
-                add_handlers(handlers, self.dispatch, self.executor)
+                add_handlers(peers.handlers, self.dispatch, self.executor)
                 await self.dispatch.start(partial(nursery.start, self.executor.run))
+                await self.go_live(nursery)
                 self.up = True
                 self.fleet.touch()
                 task_status.started()
         self.up = False
+
+    def join(self, slots: Slots) -> TwinPeers:
+        """Take this life's place on the network, before dispatch is made; ``me`` counts these slots."""
+        self.me.slots = slots
+        if self.id in self.fleet.network.nodes:
+            self.fleet.network.restart(self.id)
+        return self.fleet.network.peers(self.id)
+
+    def open_store(self) -> LocalStore:
+        """The store as this life sees it."""
+        return self.store
+
+    async def go_live(self, nursery: trio.Nursery) -> None:
+        """Start what a node starts last; nothing where the fleet says who is alive."""
 
     def crash(self, *, host: bool = False) -> None:
         """The daemon is gone, with ``host`` everything that runs there too; others notice at once."""

@@ -16,7 +16,7 @@ from edgeorch.errors import (
     StorageError,
 )
 from edgeorch.model import AttemptState as A
-from edgeorch.model import Caller, NativeService, PeerState, TaskSpec
+from edgeorch.model import Caller, NativeService, Offer, PeerState, TaskSpec
 from edgeorch.model import TaskState as T
 from edgeorch.store import TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
@@ -585,3 +585,34 @@ async def test_events_tell_the_whole_story_and_resume(autojump_clock, fleet, nur
         assert states == ["placing", "running", "succeeded"]
         async with node.dispatch.events(task.id, ADMIN, story[2].seq) as events:
             assert [event.seq async for event in events] == [event.seq for event in story[3:]]
+
+
+async def test_an_offer_whose_origin_goes_away_while_it_is_written_is_started_all_the_same(
+    autojump_clock, fleet, nursery
+):
+    (a,) = await started(fleet, nursery, "a")
+    writing, may_go_on = trio.Event(), trio.Event()
+    commit_runs = a.store.commit_runs
+
+    async def slowly(changes):
+        writing.set()
+        await may_go_on.wait()
+        await commit_runs(changes)
+
+    a.store.commit_runs = slowly
+    spec = TaskSpec(name="task", service=(NativeService(argv=("sleep", "3")),))
+    offer = Offer(
+        task_id="t-b", number=1, origin="b" * 10, name="task", spec=msgspec.json.encode(spec), caller=ADMIN
+    )
+    async with trio.open_nursery() as link:
+        link.start_soon(a.executor.accept, offer)
+        await writing.wait()
+        link.cancel_scope.cancel()
+    assert [state.state for state in a.executor.find(["t-b"])] == [A.PREPARING]
+    a.store.commit_runs = commit_runs
+    may_go_on.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert a.executor.lives()["t-b.1"].run.state is A.RUNNING
+    assert (await a.executor.accept(offer)).accepted
+    await trio.sleep(10)
+    assert a.executor.slots.used == 0

@@ -1,0 +1,309 @@
+"""The fleet of a simulation, the load on it and the adversary, all from one seed."""
+
+import random
+from dataclasses import dataclass
+
+import msgspec
+import trio
+from sim_checks import BrokenError
+from sim_node import SimNode
+
+from edgeorch.config import Config, Lease
+from edgeorch.dispatch.requests import Submission
+from edgeorch.errors import EdgeorchError
+from edgeorch.model import NativeService, Placement, Retry, TaskSpec
+from edgeorch.testing.discovery import FakeLan
+from edgeorch.testing.fleet import ADMIN, VirtualFleet
+from edgeorch.testing.wire import Network
+
+REQUEST_S = 30.0
+END_S = 3600.0
+"""Everything must have ended this long after the last fault."""
+QUIET_S = 30.0
+"""After that, nothing may be left of it."""
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a seed stands for."""
+
+    seed: int
+    nodes: int
+    seconds: float
+    task_every_s: float
+    fault_every_s: float
+
+    @classmethod
+    def of(cls, seed):
+        rng = random.Random(seed)
+        nodes = rng.choice((2, 3, 3, 3, 4, 5)) if rng.random() < 0.95 else rng.randint(7, 50)
+        return cls(
+            seed=seed,
+            nodes=nodes,
+            seconds=rng.uniform(30, 150) * min(1, 5 / nodes),
+            task_every_s=rng.choice((0.5, 1, 3)),
+            fault_every_s=rng.choice((2, 5, 15)),
+        )
+
+
+class SimFleet(VirtualFleet):
+    """Nodes with a membership of their own, on one network and one LAN."""
+
+    def __init__(self, folder, plan, checks):
+        super().__init__(folder, seed=plan.seed, config=Config(lease=Lease(lost_after_s=60.0)))
+        self.plan = plan
+        self.seed = plan.seed
+        self.network = Network(self.rng, mesh=False)
+        self.network.delay_s = (0.0005, 0.003)
+        self.lan = FakeLan()
+        self.checks = checks
+
+    def add(self, name, *, slots):
+        number = len(self.nodes)
+        self.nodes[name] = node = SimNode(
+            self,
+            name,
+            slots=slots,
+            config=self._config,
+            folder=self._folder / name,
+            address=f"10.1.{number // 250}.{number % 250 + 1}",
+        )
+        self.checks.hosts[name] = node.host
+        return node
+
+    def start(self, node):
+        """Another life of this node."""
+        self.nursery.start_soon(node.live)
+
+    def touch(self):
+        """Memberships find out by themselves."""
+
+    def up(self):
+        return [node for node in self.nodes.values() if node.up]
+
+
+class Load:
+    """Clients that hand in tasks, and sometimes cancel one."""
+
+    def __init__(self, fleet, nursery):
+        self.fleet, self.nursery = fleet, nursery
+        self.rng = random.Random(f"{fleet.seed} load")
+
+    async def run(self, seconds):
+        with trio.move_on_after(seconds):
+            while True:
+                await trio.sleep(self.rng.expovariate(1 / self.fleet.plan.task_every_s))
+                if nodes := self.fleet.up():
+                    node = self.rng.choice(nodes)
+                    known = self.fleet.checks.accepted.get(node.name)
+                    if known and self.rng.random() < 0.05:
+                        self.nursery.start_soon(self.ask, node, self.cancel, self.rng.choice(known))
+                    else:
+                        self.nursery.start_soon(self.ask, node, self.submit, self.spec())
+
+    def spec(self):
+        rng = self.rng
+        script = rng.choice(
+            (
+                ("true",),
+                ("sleep", f"{rng.uniform(0.1, 5):.2f}"),
+                ("sleep", f"{rng.uniform(1, 40):.2f}"),
+                ("print", "hello", ";", "sleep", "2", ";", "print", "bye"),
+                ("sleep", "1", ";", "exit", "3"),
+                ("sleep", "1", ";", "oom"),
+                ("ignore-term", ";", "sleep", "10"),
+                ("hang",),
+                ("no-such-program",),
+            )
+        )
+        reasons = ("node_lost", "rejected", "failed", "oom", "timed_out")
+        return TaskSpec(
+            name="sim",
+            service=(NativeService(argv=script),),
+            placement=self.placement(),
+            timeout_s=rng.uniform(5, 60) if script == ("hang",) else rng.choice((None, None, 20.0)),
+            deadline_s=rng.choice((30.0, 120.0, 300.0)),
+            priority=rng.choice((50, 50, rng.randint(0, 100))),
+            retry=Retry(
+                max_attempts=rng.choice((1, 2, 3, 10)),
+                on=tuple(reason for reason in reasons if rng.random() < 0.6),
+                backoff_s=rng.choice((0.0, 1.0)),
+            ),
+            on_disconnect=rng.choice(("stop", "stop", "keep")),
+        )
+
+    def placement(self):
+        rng, nodes = self.rng, list(self.fleet.nodes)
+        if rng.random() < 0.1:
+            return Placement(mode=rng.choice(("all", "spread")), count=rng.randint(1, min(3, len(nodes))))
+        if rng.random() < 0.1:
+            return Placement(node=rng.choice(nodes))
+        return Placement(self_=rng.random() < 0.7)
+
+    async def ask(self, node, what, argument):
+        """One request to one node, which ends when the node does."""
+        with trio.move_on_after(REQUEST_S) as scope:
+            node.clients.add(scope)
+            try:
+                await what(node, argument)
+            except EdgeorchError as error:
+                self.fleet.checks.say(node.name, f"refuses: {error}")
+            finally:
+                node.clients.discard(scope)
+
+    async def submit(self, node, spec):
+        raw = msgspec.json.encode(spec)
+        self.fleet.checks.accept(
+            node.name, await node.dispatch.submit([Submission(spec=spec, raw=raw)], ADMIN)
+        )
+
+    async def cancel(self, node, task_id):
+        await node.dispatch.cancel(task_id, ADMIN)
+
+
+class Adversary:
+    """Does to nodes, disks, clocks and the network what happens to them, one thing after the other."""
+
+    def __init__(self, fleet, nursery):
+        self.fleet, self.nursery = fleet, nursery
+        self.rng = random.Random(f"{fleet.seed} adversary")
+
+    async def run(self, seconds):
+        acts = (self.crash, self.crash, self.crash_host, self.part, self.part, self.isolate, self.slow_disk)
+        acts += (self.full_disk, self.lossy, self.delays, self.clock, self.drain, self.stop)
+        with trio.move_on_after(seconds):
+            while True:
+                await trio.sleep(self.rng.expovariate(1 / self.fleet.plan.fault_every_s))
+                if nodes := self.fleet.up():
+                    self.nursery.start_soon(self.rng.choice(acts), self.rng.choice(nodes), self.some_time())
+
+    def some_time(self):
+        return self.rng.choice((0.1, 1, 3, 8, 15, 40)) * self.rng.uniform(0.5, 1.5)
+
+    def say(self, node, what):
+        self.fleet.checks.say(node.name, what)
+
+    async def crash(self, node, seconds):
+        node.crash()
+        await self.back(node, seconds)
+
+    async def crash_host(self, node, seconds):
+        node.crash(host=True)
+        await self.back(node, seconds)
+
+    async def stop(self, node, seconds):
+        await node.stop()
+        await self.back(node, seconds)
+
+    async def back(self, node, seconds):
+        await trio.sleep(seconds)
+        self.fleet.start(node)
+
+    async def part(self, node, seconds):
+        await self.cut([(node, self.rng.choice(list(self.fleet.nodes.values())))], seconds)
+
+    async def isolate(self, node, seconds):
+        await self.cut([(node, other) for other in self.fleet.nodes.values()], seconds)
+
+    async def cut(self, pairs, seconds):
+        pairs = [(one.id, other.id) for one, other in pairs if one is not other]
+        for pair in pairs:
+            self.fleet.checks.say(pair[0], f"parted from {pair[1]}")
+            self.fleet.network.partition(*pair)
+        await trio.sleep(seconds)
+        for pair in pairs:
+            self.fleet.checks.say(pair[0], f"heals with {pair[1]}")
+            self.fleet.network.heal(*pair)
+
+    async def slow_disk(self, node, seconds):
+        node.disk.slow_s = self.rng.choice((0.05, 0.5, 4))
+        self.say(node, f"has a slow disk: {node.disk.slow_s} s")
+        await trio.sleep(seconds)
+        node.disk.slow_s = 0.0
+
+    async def full_disk(self, node, seconds):
+        self.say(node, "has a full disk")
+        node.disk.full = True
+        await trio.sleep(seconds)
+        node.disk.full = False
+
+    async def lossy(self, node, seconds):
+        other = self.rng.choice(list(self.fleet.nodes.values()))
+        self.say(node, f"loses and repeats messages to {other.name}")
+        self.fleet.network.fault(node.id, other.id, drop=self.rng.choice((0.05, 0.5)), duplicate=0.3)
+        await trio.sleep(seconds)
+        self.fleet.network.fault(node.id, other.id)
+
+    async def delays(self, node, seconds):
+        self.say(node, "the network is slow")
+        self.fleet.network.delay_s = (0.0, self.rng.choice((0.05, 0.5, 2.0)))
+        await trio.sleep(seconds)
+        self.fleet.network.delay_s = (0.0005, 0.003)
+
+    async def clock(self, node, _seconds):
+        node.clock_off_s = self.rng.choice((-DAY_S, DAY_S, -3.0, 3.0, 0.0))
+        self.say(node, f"clock jumps to {node.clock_off_s:+} s")
+
+    async def drain(self, node, seconds):
+        self.say(node, "drains")
+        node.me.set_state("draining")
+        me = node.me
+        await trio.sleep(seconds)
+        me.set_state("ready")
+
+
+async def simulate(folder, plan, checks):
+    """One seed from beginning to end, seen by ``checks``.
+
+    Raises:
+        BrokenError: an invariant did not hold.
+    """
+    fleet = SimFleet(folder, plan, checks)
+    rng = random.Random(plan.seed)
+    async with trio.open_nursery() as nursery:
+        fleet.nursery = nursery
+        for number in range(plan.nodes):
+            node = fleet.add(f"n{number}", slots=rng.choice((1, 2, 4)))
+            await nursery.start(node.host.run)
+            fleet.start(node)
+        async with trio.open_nursery() as faults:
+            faults.start_soon(Load(fleet, faults).run, plan.seconds)
+            faults.start_soon(Adversary(fleet, faults).run, plan.seconds)
+        fleet.checks.say("all", "the faults are over")
+        await _end(fleet)
+        nursery.cancel_scope.cancel()
+
+
+async def _end(fleet):
+    """Everything that was accepted ends, and nothing is left of it."""
+    origins = {task_id: fleet.nodes[name] for name, ids in fleet.checks.accepted.items() for task_id in ids}
+    for task_id, node in origins.items():
+        if task_id not in node.store._tasks:
+            raise BrokenError(f"{task_id} was accepted, and {node.name} does not know it any more")
+    with trio.move_on_after(END_S):
+        while any(not node.store._tasks[task_id].state.terminal for task_id, node in origins.items()):
+            await trio.sleep(1)  # noqa: ASYNC110  in a clock that costs nothing
+    for task_id, node in origins.items():
+        task = node.store._tasks[task_id]
+        if not task.state.terminal:
+            raise BrokenError(f"{task_id} has not ended: {task.state}, {task.reason}, {task.attempts[-1:]}")
+    await trio.sleep(QUIET_S)
+    for node in fleet.nodes.values():
+        if left := "; ".join(_left(node)):
+            raise BrokenError(f"{node.name}: {left}")
+
+
+def _left(node):
+    """What a node still has when all is over."""
+    if not node.up:
+        yield "has not come back"
+        return
+    if node.executor.slots.used:
+        yield f"holds {node.executor.slots.used} slots"
+    if unfinished := [task.id for task in node.store._tasks.values() if not task.state.terminal]:
+        yield f"has not ended {unfinished}"
+    if node.store._runs:
+        yield f"keeps {[(run.offer.key, str(run.state)) for run in node.store._runs.values()]}"
+    if living := [key for key, service in node.host.services.items() if service.end is None]:
+        yield f"runs {living}"
