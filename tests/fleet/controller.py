@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import socket
 import ssl
 import subprocess
@@ -65,6 +66,9 @@ class Controller:
         hosts: the machines; ``hosts.folder`` also holds the controller's own files.
         fleet: the fleet's name.
         inventory: an inventory of its own; that of all hosts by default.
+
+    Attributes:
+        plays: every ``Play`` so far, in order.
     """
 
     def __init__(self, hosts, fleet="home", inventory=None):
@@ -100,22 +104,26 @@ class Controller:
         found = str(Path(sys.executable).with_name(program))
         argv = [found, "-i", str(inventory or self.inventory), *arguments]
         start = time.monotonic()
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=self.folder,
-            env=self.environment() | (env or {}),
-            timeout=PLAY_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=self.folder,
+                env=self.environment() | (env or {}),
+                timeout=PLAY_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as late:
+            so_far = (late.stdout or b"").decode(errors="replace")
+            raise AssertionError(f"{shlex.join(argv)} hangs:\n{so_far}") from None
         output = _COLOURS.sub("", done.stdout)
         play = Play(done.returncode, output, time.monotonic() - start, _recap(output))
         self.plays.append(play)
         if check and done.returncode != 0:
-            raise AssertionError(f"{' '.join(argv)} ended with {done.returncode}:\n{output}")
+            raise AssertionError(f"{shlex.join(argv)} ended with {done.returncode}:\n{output}")
         return play
 
     def environment(self):
