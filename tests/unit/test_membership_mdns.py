@@ -107,6 +107,27 @@ async def test_new_addresses_make_everything_anew(nursery, kind):
     nursery.cancel_scope.cancel()
 
 
+async def test_another_ca_makes_everything_anew(nursery, kind):
+    heard = Heard()
+    mdns = make(kind, Watch("10.0.0.1"), heard)
+    mdns.announce()
+    await nursery.start(mdns.run)
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    mdns.change(OURS)
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    assert len(kind.made) == 1
+    mdns.change(Fleet("home", "new,ca"))
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    first, second = kind.made
+    assert first.closed
+    assert second.announced.ca == "new,ca"
+    for number, ca in enumerate(("ca", "new", "newer,new", "other", ""), start=1):
+        in_thread(lambda number=number, ca=ca: second.take(f"{number:010d}", found(ca=ca)))
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    assert sorted(node_id for node_id, _ in heard.all) == [f"{number:010d}" for number in (1, 2, 3)]
+    nursery.cancel_scope.cancel()
+
+
 async def test_what_comes_from_the_other_thread_is_filtered(nursery, kind):
     heard = Heard()
     mdns = make(kind, Watch("10.0.0.1"), heard)
@@ -189,4 +210,6 @@ async def test_the_twin_keeps_the_same_rules(nursery):
     assert heard.all[2:] == [(PEER,)]
     lan.announce(PEER, Fleet("home", "other"), (("10.0.0.2", 1),))
     assert len(heard.all) == 3
+    one.change(Fleet("home", "ca,other"))
+    assert heard.all[3:] == [(PEER, (("10.0.0.2", 1),))]
     nursery.cancel_scope.cancel()

@@ -50,6 +50,18 @@ def test_silence_makes_suspect_then_dead(table):
     assert table.judge(5.0) == ()
 
 
+def test_a_barred_node_is_dead_at_once_whatever_others_say(table):
+    table.bar(PEER, "its certificate is revoked", 1.0)
+    assert (state(table), table.get(PEER).reason) == (DEAD, "its certificate is revoked")
+    for now in (1.1, 1.5, 60.0):
+        table.told(line(ALIVE, age_s=0.1), now)
+        table.judge(now)
+        assert state(table) is DEAD
+    table.bar("c" * 10, "unknown here", 1.0)
+    assert table.heard(node_info(PEER, incarnation=6), None, 61.0)
+    assert (state(table), table.get(PEER).reason) == (ALIVE, "")
+
+
 def test_an_answer_brings_back_the_dead(table):
     table.judge(4.0)
     assert not table.here(PEER)
