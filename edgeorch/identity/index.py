@@ -53,7 +53,7 @@ class Index(Kept, frozen=True, kw_only=True):
         """
         entry = next((entry for entry in self.nodes if entry.id == node_id), None)
         if entry and entry.revoked_at is not None:
-            hint = "to take it in again, remove node_id and pki below /etc/edgeorch there: it gets a new id"
+            hint = "to take it in again, stop edgeorch there and remove node_id and pki below /etc/edgeorch"
             raise ConflictError(f"node {node_id} is revoked", hint=hint)
         if entry and entry.name != name:
             hint = "to rename a node, revoke it and issue a new id"

@@ -21,6 +21,8 @@ from edgeorch.identity.names import NAME, NODE_ID, fingerprint, node_uri, read_n
 from edgeorch.identity.peer import issued_by
 from edgeorch.identity.revocation import read_revocations
 
+_ANEW = "on one of them stop edgeorch and remove node_id and pki below /etc/edgeorch"
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One node that wants a certificate, with what it has now."""
@@ -221,7 +223,7 @@ def _without_clones(requests: Sequence[Request]) -> Iterable[tuple[Request, str]
 
 def _wish(request: Request, error: str) -> Wish:
     if error:
-        raise InvalidRequestError(error, hint="remove node_id and pki below /etc/edgeorch on one of them")
+        raise InvalidRequestError(error, hint=_ANEW)
     return Wish(
         name=request.name,
         node_id=request.node_id,
