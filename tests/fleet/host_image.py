@@ -22,6 +22,7 @@ PACKAGES = (
     *("python3", "curl", "ca-certificates", "docker.io", "iptables", "nftables", "ufw", "libfaketime"),
 )
 LABEL = "edgeorch.recipe"
+_ASK_RECIPE = f'{{{{index .Config.Labels "{LABEL}"}}}}'
 BUILD_S = 900
 
 # Each host makes its own: a host key of the image would make all hosts clones of one another.
@@ -67,6 +68,7 @@ _LEFT_OUT = ("proc/*", "sys/*", "dev/*", "run/*", "var/cache/apt/*", "var/lib/ap
 _LEFT_OUT += ("usr/share/doc/*", "usr/share/man/*", "usr/share/locale/*", "var/log/*.log")
 
 
+@functools.cache
 def host_image():
     """Build the image unless the Engine has it from this very recipe; return its name.
 
@@ -75,18 +77,11 @@ def host_image():
     # Two test runs on one machine build it once.
     with Path(tempfile.gettempdir(), "edgeorch-fleet-host.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known = _run(
-            "docker",
-            "image",
-            "inspect",
-            "--format",
-            f'{{{{index .Config.Labels "{LABEL}"}}}}',
-            IMAGE,
-            check=False,
-        )
+        known = _run("docker", "image", "inspect", "--format", _ASK_RECIPE, IMAGE, check=False)
         if known.stdout.strip() == recipe():
             return IMAGE
-        with tempfile.TemporaryDirectory(prefix="edgeorch-fleet-host-") as folder:
+        # /tmp may be kept in memory, or refuse device files.
+        with tempfile.TemporaryDirectory(prefix="edgeorch-fleet-host-", dir="/var/tmp") as folder:
             root = Path(folder, "root")
             include = f"--include={','.join(PACKAGES)}"
             _run("debootstrap", "--variant=minbase", include, RELEASE, str(root))
