@@ -56,6 +56,7 @@ class Leases:
         task_status.started()
         while True:
             await trio.sleep(1.0)
+            await self._save_again()
             now = self.seams.boottime()
             for entry in list(self.ledger.open.values()):
                 if now >= entry.deadline and not entry.task.state.terminal:
@@ -134,6 +135,15 @@ class Leases:
             await act(entry)
         except StorageError as error:
             log.warning("cannot record a change yet", task=entry.task.id, reason=str(error))
+
+    async def _save_again(self) -> None:
+        """What the disk refused may have been the last change of a task: nothing else would write it."""
+        for entry in [entry for entry in self.ledger.open.values() if entry.unsaved]:
+            try:
+                await self.ledger.commit(entry, ())
+            except StorageError as error:
+                log.debug("the disk still refuses", task=entry.task.id, reason=str(error))
+                return
 
     async def _past_deadline(self, entry: Entry) -> None:
         reason = f"not done within deadline_s = {entry.spec.deadline_s:g}"

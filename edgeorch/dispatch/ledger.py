@@ -67,7 +67,8 @@ class Ledger:
 
     def admit(self, task: Task, spec: TaskSpec) -> Entry:
         """Take a task into memory; the caller commits it."""
-        left = task.created_at + spec.deadline_s - self.seams.wall()
+        # A clock that was set back since then must not give a task more time than it asked for.
+        left = min(task.created_at + spec.deadline_s - self.seams.wall(), spec.deadline_s)
         entry = Entry(
             task=task,
             spec=spec,

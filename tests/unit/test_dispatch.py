@@ -1,5 +1,7 @@
 """Dispatch and executor of several nodes in one program, on MockClock, with the in-memory twins."""
 
+import dataclasses
+
 import msgspec
 import pytest
 import trio
@@ -616,3 +618,37 @@ async def test_an_offer_whose_origin_goes_away_while_it_is_written_is_started_al
     assert (await a.executor.accept(offer)).accepted
     await trio.sleep(10)
     assert a.executor.slots.used == 0
+
+
+async def test_an_end_that_a_full_disk_refused_is_written_once_there_is_room(autojump_clock, fleet, nursery):
+    a = fleet.add("a", slots=1)
+    inner = a.store
+    a.store = store = FailingStore(inner)
+    await nursery.start(a.host.run)
+    await nursery.start(a.run)
+    await a.submit("sleep", "100")
+    waiting = await a.submit("true", deadline_s=10)
+    await trio.sleep(5)
+    store.failing = True
+    await trio.sleep(20)
+    assert (await inner.task(waiting.id)).state is T.WAITING
+    store.failing = False
+    await trio.sleep(2)
+    assert (await inner.task(waiting.id)).state is T.TIMED_OUT
+    assert waiting.id not in a.dispatch.ledger.open
+
+
+async def test_a_clock_that_was_set_back_gives_no_task_more_time(autojump_clock, tmp_path, nursery):
+    off_s = 0.0
+    fleet = VirtualFleet(tmp_path)
+    fleet.seams = dataclasses.replace(fleet.seams, wall=lambda: 1e9 + trio.current_time() + off_s)
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    await a.submit("sleep", "1000")
+    waiting = await a.submit("true", deadline_s=60)
+    a.crash()
+    off_s = -86_400.0
+    a.store = a.store.reopened()
+    await nursery.start(a.run)
+    began = trio.current_time()
+    assert (await ended(a, waiting)).state is T.TIMED_OUT
+    assert trio.current_time() - began < 65
