@@ -342,7 +342,7 @@ def test_an_expired_certificate(fleet):
     node.start()
     status, body = node.request("GET", "/readyz")
     assert status == 503
-    assert b"\"certificate\"" in body
+    assert b'"certificate"' in body
     assert "expired at" in node.log()
     node.issue_at(0)
     node.reload()
