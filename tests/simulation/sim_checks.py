@@ -17,7 +17,7 @@ class BrokenError(AssertionError):
 
 
 class Checks:
-    """Sees each commit and each start of a service, keeps a trace, and raises ``BrokenError`` at the first fault.
+    """Sees each commit and each start of a service; raises ``BrokenError`` at the first fault.
 
     Attributes:
         accepted: ids that a node has answered with 202, by the node's name.
