@@ -1,14 +1,17 @@
 """Environment, lookup, records and cgroup files: what needs no running service."""
 
+import ctypes
+import errno
 import os
 import resource
 import subprocess
+import threading
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from edgeorch.runner import spawn
+from edgeorch.runner import landlock, spawn
 from edgeorch.runner.limits import Limits
 from edgeorch.runner.protocol import Ended
 from edgeorch.runner.records import Records
@@ -146,3 +149,54 @@ def test_a_group_that_others_use_is_left_alone(delegated):
     assert (delegated / "cgroup.procs").read_text() == str(os.getpid())
     with limits.entered("a.1", 1, 1) as group:
         assert group is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "number", "words"),
+    [(-1, errno.ENOSYS, "Function not implemented"), (1, 0, "too old (version 1")],
+)
+def test_a_kernel_without_landlock_is_told_from_one_with_it(tmp_path, monkeypatch, answer, number, words):
+    def syscall(*_arguments):
+        ctypes.set_errno(number)
+        return answer
+
+    monkeypatch.setattr(landlock, "_syscall", syscall)
+    assert words in landlock.Landlock([tmp_path]).missing
+
+
+needs_landlock = pytest.mark.skipif(
+    bool(landlock.Landlock([Path("/tmp")]).missing), reason=landlock.Landlock([Path("/tmp")]).missing or "-"
+)
+
+
+@needs_landlock
+def test_what_happens_in_the_confined_thread_comes_back(tmp_path):
+    def fail():
+        raise PermissionError(errno.EACCES, "no")
+
+    made = landlock.Landlock([tmp_path])
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "other").write_text("x")
+    assert made.within(work, lambda: 5) == 5
+    with pytest.raises(PermissionError):
+        made.within(work, fail)
+    with pytest.raises(PermissionError):
+        made.within(work, lambda: len((tmp_path / "other").read_text()))
+    # This thread is as free as before.
+    assert (tmp_path / "other").read_text() == "x"
+
+
+@needs_landlock
+def test_no_thread_to_be_had_is_a_limit_of_the_system(tmp_path, monkeypatch):
+    made = landlock.Landlock([tmp_path])
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+
+    def start(_thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OSError, match="temporarily") as caught:
+        made.within(tmp_path, lambda: 5)
+    assert caught.value.errno == errno.EAGAIN
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
