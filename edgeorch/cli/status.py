@@ -10,7 +10,8 @@ from edgeorch.client.answers import Node, Task
 from edgeorch.client.calls import TaskFilter
 from edgeorch.client.endpoint import Endpoint
 
-CERT_WARNING_DAYS = 14
+WARN_DAYS = 60
+"""As ``edgeorch.identity.WARN_DAYS``; loading that package would be felt at each start of this command."""
 RECENT = 200
 
 
@@ -42,10 +43,10 @@ def problems_of(nodes: Sequence[Node]) -> list[str]:
     for node in nodes:
         if node.state in {"suspect", "dead"}:
             found.append(f"{node.name}: {node.state}" + (f": {node.reason}" if node.reason else ""))
-        if node.cert_days is not None and node.cert_days < CERT_WARNING_DAYS and node.state != "left":
+        if node.cert_days is not None and node.cert_days < WARN_DAYS and node.state != "left":
             days = f"{max(node.cert_days, 0):.0f}"
             found.append(
-                f"{node.name}: certificate ends in {days} days; issue a new one with `edgeorch keys issue`"
+                f"{node.name}: certificate ends in {days} days; run deploy.yml, or `edgeorch keys issue`"
             )
     if len({node.version for node in nodes if node.state not in {"dead", "left"}}) > 1:
         found.append(

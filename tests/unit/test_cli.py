@@ -9,11 +9,12 @@ from edgeorch.cli import checks, show
 from edgeorch.cli.checks import CHECKS
 from edgeorch.cli.printing import Printer
 from edgeorch.cli.spec import Duration, Size, name_of, read_spec, service_of
+from edgeorch.cli.status import WARN_DAYS as SHOWN_WARN_DAYS
 from edgeorch.cli.status import problems_of, waiting_of
 from edgeorch.cli.submit import ranking_rows
 from edgeorch.cli.tasks import row_of
 from edgeorch.client.answers import Attempt, Node, Output, Ranked, Score, Task
-from edgeorch.identity import Authority
+from edgeorch.identity import WARN_DAYS, Authority
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +216,8 @@ def test_rows():
 
 
 def test_status_says_what_needs_a_look():
-    fine = Node(id="1", name="a", state="alive", cert_days=100, version="1")
+    assert WARN_DAYS == SHOWN_WARN_DAYS
+    fine = Node(id="1", name="a", state="alive", cert_days=WARN_DAYS + 1, version="1")
     assert problems_of([fine]) == []
     assert problems_of([fine, Node(id="2", name="b", state="left", version="0", cert_days=-3)]) == []
     found = problems_of(
