@@ -282,8 +282,9 @@ async def _end(fleet):
         if task_id not in node.store._tasks:
             raise BrokenError(f"{task_id} was accepted, and {node.name} does not know it any more")
     with trio.move_on_after(END_S):
-        while any(not node.store._tasks[task_id].state.terminal for task_id, node in origins.items()):
-            await trio.sleep(1)  # noqa: ASYNC110  in a clock that costs nothing
+        for task_id, node in origins.items():
+            while not node.store._tasks[task_id].state.terminal:  # noqa: ASYNC110  in a clock that costs nothing
+                await trio.sleep(1)
     for task_id, node in origins.items():
         task = node.store._tasks[task_id]
         if not task.state.terminal:
