@@ -139,6 +139,19 @@ def test_killed_anywhere_while_installing_the_node_starts_and_the_next_run_goes_
         assert not (copy / "pki" / "node.next.key").exists()
 
 
+def test_killed_anywhere_while_a_foreign_ca_takes_over_the_node_starts(ca, folder, tmp_path):
+    """As after the loss of the controller: nothing of the old CA is in what is sent."""
+    play(ca, folder)
+    other = Authority.create(tmp_path / "other", "home")
+    asked = NodeFolder(folder).request(rotate=True)
+    issued = other.issue("kitchen", node_id=asked.node_id, public_key=asked.public_key.encode())
+    signed = [issued.certificate, issued.ca, issued.crl]
+    for copy in killed_everywhere(INSTALL.format(signed), folder, tmp_path / "killed"):
+        assert load(copy).node_id == asked.node_id
+        NodeFolder(copy).install(*signed)
+        assert load(copy).ca_fingerprints == other.fingerprints
+
+
 def der_of(folder):
     text = (folder / "pki" / "node.pem").read_bytes()
     return x509.load_pem_x509_certificate(text).public_bytes(Encoding.DER)
