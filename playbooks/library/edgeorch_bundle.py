@@ -31,7 +31,9 @@ options:
     type: path
     required: true
   targets:
-    description: For each host a dict with C(python_tag) and C(platform), as its own Python says them.
+    description: >-
+      For each host a dict with C(python_tag) and C(platform), as its own Python says them, and whether it is
+      C(offline), so that its archive holds every dependency.
     type: list
     elements: dict
     default: []
@@ -39,10 +41,6 @@ options:
     description: Whether this machine is a target too, and always an offline one.
     type: bool
     default: false
-  offline:
-    description: Whether the archives hold every dependency.
-    type: bool
-    default: true
   pip_args:
     description: Further arguments of pip.
     type: list
@@ -59,8 +57,8 @@ EXAMPLES = r"""
     folder: .edgeorch/home/dist
     locks: locks
     targets:
-      - {python_tag: py311, platform: linux-x86_64}
-      - {python_tag: py313, platform: linux-aarch64}
+      - {python_tag: py311, platform: linux-x86_64, offline: true}
+      - {python_tag: py313, platform: linux-aarch64, offline: false}
 """
 
 RETURN = r"""
@@ -73,7 +71,7 @@ wheel:
   returned: always
   type: str
 archives:
-  description: Path and digest of the archive by C(TAG-PLATFORM).
+  description: Path and digest of the archive by C(TAG-PLATFORM-offline) or C(TAG-PLATFORM-online).
   returned: always
   type: dict
 controller:
@@ -119,10 +117,11 @@ class Wheel(typing.NamedTuple):
 
 
 class Kind(typing.NamedTuple):
-    """A kind of host: ``py311``, ``linux-x86_64``."""
+    """A kind of host: ``py311``, ``linux-x86_64``, and whether it needs every dependency."""
 
     tag: str
     platform: str
+    offline: bool = True
 
     @property
     def python(self):
@@ -130,7 +129,7 @@ class Kind(typing.NamedTuple):
         return f"{self.tag[2]}.{self.tag[3:]}"
 
     def __str__(self):
-        return f"{self.tag}-{self.platform}"
+        return f"{self.tag}-{self.platform}-{'offline' if self.offline else 'online'}"
 
 
 class Bundle:
@@ -154,12 +153,9 @@ class Bundle:
         if not self.check:
             self._make_folder()
         wheel = self._wheel()
-        wanted = {
-            Kind(one["python_tag"], one["platform"]): self.params["offline"] for one in self.params["targets"]
-        }
-        if self.params["controller"]:
-            wanted[self.here] = True
-        archives = {str(kind): self._archive(wheel, kind, wanted[kind]) for kind in sorted(wanted)}
+        kinds = {Kind(one["python_tag"], one["platform"], one["offline"]) for one in self.params["targets"]}
+        kinds |= {self.here} if self.params["controller"] else set()
+        archives = {str(kind): self._archive(wheel, kind) for kind in sorted(kinds)}
         return {
             "changed": self.changed,
             "version": wheel.version,
@@ -204,7 +200,7 @@ class Bundle:
         (path,) = built.glob("*.whl")
         return _read_wheel(path)
 
-    def _archive(self, wheel, kind, offline):
+    def _archive(self, wheel, kind):
         lock = self.locks / f"{kind.tag}.txt"
         if not lock.is_file():
             known = ", ".join(sorted(path.stem for path in self.locks.glob("py*.txt")))
@@ -212,18 +208,17 @@ class Bundle:
                 f"there is no lock for {kind.tag} (but for {known}): edgeorch_python names another"
             )
         digest = _digest(wheel.digest.encode(), lock.read_bytes())
-        sort = "offline" if offline else "online"
-        path = self.folder / f"edgeorch-{wheel.version}-{kind}-{sort}-{digest}.tar"
+        path = self.folder / f"edgeorch-{wheel.version}-{kind}-{digest}.tar"
         if not path.exists():
             self.changed = True
             if not self.check:
-                self._pack(path, wheel, lock, kind if offline else None)
-                self._forget_older(f"edgeorch-*-{kind}-{sort}-*.tar")
+                self._pack(path, wheel, lock, kind)
+                self._forget_older(f"edgeorch-*-{kind}-*.tar")
         return {"path": str(path), "digest": digest}
 
     def _pack(self, path, wheel, lock, kind):
         members = [wheel.path, *self._collected(self.locks / "pip.txt", None).glob("*.whl")]
-        if kind:
+        if kind.offline:
             members += self._collected(lock, kind).glob("*.whl")
         whole = hashlib.sha256(wheel.path.read_bytes()).hexdigest()
         with self._scratch() as scratch:
@@ -237,7 +232,7 @@ class Bundle:
 
     def _collected(self, lock, kind):
         """The folder with every wheel of a lock, for a kind of host; None: of wheels that run on any."""
-        name = str(kind or lock.stem)
+        name = f"{kind.tag}-{kind.platform}" if kind else lock.stem
         folder = self.folder / f"wheels-{name}-{_digest(lock.read_bytes())}"
         if folder.exists():
             return folder
@@ -307,7 +302,6 @@ def main():
             "locks": {"type": "path", "required": True},
             "targets": {"type": "list", "elements": "dict", "default": []},
             "controller": {"type": "bool", "default": False},
-            "offline": {"type": "bool", "default": True},
             "pip_args": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,

@@ -221,7 +221,7 @@ def systemd():
 def clock(offset):
     """How wrong a clock is."""
     size, word = abs(offset), "ahead of" if offset > 0 else "behind"
-    span = "%d min" % (size // 60) if size < 7200 else "%d h" % (size // 3600)
+    span = "%d min" % round(size / 60) if size < 7200 else "%d h" % round(size / 3600)
     return "its clock is %s %s the controller's: set whichever is wrong (timedatectl set-ntp true)" % (
         span,
         word,
