@@ -1,6 +1,7 @@
 """Real hosts, deployed by the real playbooks; what a machine lacks for that skips the test with its name."""
 
 import contextlib
+import faulthandler
 import functools
 import os
 import shutil
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.timeout(TIMEOUT_S))
             if why_no_hosts():
                 item.add_marker(pytest.mark.skip(reason=why_no_hosts()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Plays take minutes: the stacks that pytest shows after two of them would say nothing."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(scope="session")
