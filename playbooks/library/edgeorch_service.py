@@ -55,7 +55,7 @@ UNITS = "/etc/systemd/system"
 NODE, RUNNER = "edgeorch.service", "edgeorch-runner.service"
 SHOWN = (
     "LoadState,ActiveState,UnitFileState,NeedDaemonReload,ExecMainStartTimestampMonotonic,"
-    "StateChangeTimestampMonotonic,StatusText"
+    "StateChangeTimestampMonotonic,StatusText,DropInPaths"
 )
 IDLE = re.compile(r"(^|; )draining: nothing runs\b")
 
@@ -72,10 +72,23 @@ class Services:
         """Whether the unit runs."""
         return self.units[name]["ActiveState"] in ("active", "reloading")
 
+    def outdated(self, name):
+        """Whether systemd knows another unit than the disk has; of a first drop-in it does not say so."""
+        unit = self.units[name]
+        folder = os.path.join(UNITS, name + ".d", "")
+        known = {path for path in unit["DropInPaths"].split() if path.startswith(folder)}
+        there = set(glob.glob(folder + "*.conf"))
+        return unit["LoadState"] != "loaded" or unit["NeedDaemonReload"] == "yes" or known != there
+
     def since(self, name, what):
         """When something happened to a unit, in seconds of the wall clock as it is set now."""
         ago = time.clock_gettime(time.CLOCK_MONOTONIC) - int(self.units[name][what] or 0) / 1e6
         return time.time() - ago
+
+    def older(self, name, *paths):
+        """Whether the program of a running unit was started before one of these, or its unit, changed."""
+        started = self.since(name, "ExecMainStartTimestampMonotonic")
+        return self.outdated(name) or changed_at(*paths, *unit_files(name)) > started
 
     def act(self, *words):
         """``systemctl`` with these words, unless this is only a look."""
@@ -115,32 +128,29 @@ def main():
     wish = module.params
     services = Services(module)
     units = services.units
-    if any(unit["LoadState"] != "loaded" or unit["NeedDaemonReload"] == "yes" for unit in units.values()):
+    old_node = services.active(NODE) and services.older(NODE, wish["program"], wish["restart"])
+    old_runner = services.active(RUNNER) and services.older(RUNNER, wish["program"])
+    idle = bool(IDLE.search(units[NODE]["StatusText"]))
+    if any(services.outdated(name) for name in units):
         services.act("daemon-reload")
     disabled = [name for name in (RUNNER, NODE) if units[name]["UnitFileState"] != "enabled"]
     if disabled:
         services.act("enable", "--quiet", *disabled)
 
-    runner_waits = False
     if not services.active(RUNNER):
         services.act("start", RUNNER)
-    elif changed_at(wish["program"], *unit_files(RUNNER)) > services.since(
-        RUNNER, "ExecMainStartTimestampMonotonic"
-    ):
-        runner_waits = not IDLE.search(units[NODE]["StatusText"])
-        if not runner_waits:
-            services.act("restart", RUNNER)
+    elif old_runner and idle:
+        services.act("restart", RUNNER)
 
     settings = os.path.join(wish["folder"], "edgeorch.toml")
     keys = [os.path.join(wish["folder"], "tokens.toml"), *glob.glob(os.path.join(wish["folder"], "pki", "*"))]
     if not services.active(NODE):
         services.act("start", NODE)
-    elif changed_at(wish["program"], wish["restart"], *unit_files(NODE)) > services.since(
-        NODE, "ExecMainStartTimestampMonotonic"
-    ):
+    elif old_node:
         services.act("restart", NODE)
     elif changed_at(settings, *keys) > services.since(NODE, "StateChangeTimestampMonotonic"):
         services.act("reload", NODE)
+    runner_waits = old_runner and not idle
     module.exit_json(changed=bool(services.done), done=services.done, runner_waits=runner_waits)
 
 
