@@ -306,9 +306,9 @@ class NodeInfo(Kept, frozen=True, kw_only=True):
     drivers: dict[str, str] = {}
     """Driver name to the version of what is behind it; only drivers that work now."""
     limits: tuple[str, ...] = ()
-    """What a native service's resources are limited by: ``cgroup:memory``, ``cgroup:cpus``, ``rlimit:memory``."""
+    """What limits a native service: ``cgroup:memory``, ``cgroup:cpus``, ``rlimit:memory``."""
     task_isolation: str = ""
-    """What keeps native services out of each other's folders: ``landlock`` or ``none``; empty without them."""
+    """What keeps native services apart: ``landlock`` or ``none``; empty without them."""
     labels: dict[str, str] = {}
     addresses: tuple[str, ...] = ()
     api_port: int = 56001
