@@ -18,9 +18,15 @@ options:
     choices: [look, look_back, begin, back, finish]
     required: true
   to:
-    description: The folder of the new version below O(root).
+    description: >-
+      The folder of the new version below O(root). With C(look_back) and C(back), only the upgrade to this one
+      is taken back; any where this is empty.
     type: str
     default: ""
+  at:
+    description: When the upgrade is, in seconds of the controller's clock.
+    type: int
+    default: 0
   token:
     description: An API token of role admin.
     type: str
@@ -74,6 +80,14 @@ previous:
   description: The folder of the version to go back to.
   returned: always
   type: str
+upgrade:
+  description: The last upgrade of this host, C(to) which folder and C(at) what time.
+  returned: always
+  type: dict
+unfinished:
+  description: Whether an upgrade, or the way back, was begun and not finished.
+  returned: always
+  type: bool
 idle:
   description: Whether nothing runs on the drained node.
   returned: always
@@ -139,9 +153,10 @@ class Upgrade:
         return bool(name) and os.path.exists(os.path.join(self.root, name, "bin", "python"))
 
     def may_go_back(self):
-        """Whether the version of this host is the new one of an upgrade that can be taken back."""
+        """Whether the version of this host is the new one of the upgrade that is to be taken back."""
         known = self.known
-        return self.unfinished or (bool(known) and known["from"] != known["to"] == self.current)
+        wanted = self.wish["to"] in ("", known.get("to"))
+        return self.unfinished or (bool(known) and wanted and known["from"] != known["to"] == self.current)
 
     def node(self):
         """The node of this host, and its state; None where it does not run."""
@@ -158,8 +173,12 @@ class Upgrade:
         self.module.fail_json(msg=message, version=self.current, previous=self.known.get("from", ""))
 
     def set_aside(self, node, state):
-        """Let the node take nothing new; one that does not run takes nothing."""
+        """Let the node take nothing new."""
         if node is None:
+            # It may be on its way up again and again, and must not load half of one version, half of another.
+            code, _, said = self.module.run_command(["systemctl", "stop", NODE])
+            if code:
+                self.fail("the node cannot be stopped: %s" % said.strip())
             return
         try:
             if state != "draining" and not (state == "cordoned" and not self.wish["drain_s"]):
@@ -179,12 +198,18 @@ class Upgrade:
         node, state = self.node()
         if self.unfinished:
             # What to go back to is what was there before the run that was cut off.
-            self.write(to=to)
+            self.write(to=to, at=self.wish["at"], undone=False)
         elif self.known and self.known["to"] == self.current == to:
             self.write(state=state, finished=False)
         else:
             files = {path: kept(path) for path in self.kept_files()}
-            self.write(**{"from": self.current, "to": to, "state": state, "files": files, "finished": False})
+            before, self.known = dict(self.known, before=None) if self.known else None, {}
+            self.write(
+                **{"from": self.current, "to": to, "at": self.wish["at"], "state": state, "files": files},
+                before=before,
+                finished=False,
+                undone=False,
+            )
         self.set_aside(node, state)
 
     def back(self):
@@ -194,7 +219,11 @@ class Upgrade:
         if self.module.check_mode:
             return
         node, state = self.node()
-        self.write(state=self.known["state"] if self.unfinished else state, finished=False)
+        self.write(
+            state=self.known["state"] if self.unfinished else state,
+            finished=False,
+            undone=self.wish["unfinished"],
+        )
         self.set_aside(node, state)
         for path, file in self.known["files"].items():
             restore(path, file)
@@ -216,7 +245,13 @@ class Upgrade:
                 node.change(wanted)
         except OSError as error:
             self.fail("the node cannot be resumed: %s" % error)
-        self.write(finished=True)
+        if self.known["undone"]:
+            # An upgrade that failed here is none; the one before it can still be taken back.
+            self.known = self.known["before"] or {}
+            if not self.known:
+                os.unlink(self.file)
+                return
+        self.write(finished=True, before=None)
 
 
 def kept(path):
@@ -264,6 +299,7 @@ def main():
                 "required": True,
             },
             "to": {"type": "str", "default": ""},
+            "at": {"type": "int", "default": 0},
             "token": {"type": "str", "required": True, "no_log": True},
             "drain_s": {"type": "int", "default": 0},
             "keep": {"type": "list", "elements": "path", "default": []},
@@ -300,8 +336,11 @@ def main():
         version=after,
         needed=needed,
         previous=previous,
+        upgrade={"to": upgrade.known.get("to", ""), "at": upgrade.known.get("at", 0)},
+        unfinished=upgrade.unfinished,
         idle=upgrade.idle,
         said=upgrade.said,
+        diff={"before": before + "\n", "after": after + "\n"},
     )
 
 
