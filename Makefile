@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 BENCHMARKS = $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint sim bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
@@ -35,6 +35,10 @@ lint: $(DEVELOPED) ## Style, types, import rules and playbooks
 	@$(BIN)/lint-imports
 	@# Its configuration is read in this folder only, and it looks for Ansible on PATH.
 	@cd playbooks && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production
+
+sim: $(DEVELOPED) ## Simulated fleets and a seeded adversary: SEEDS=100, MINUTES=60, or SEED=42 alone
+	@$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),100) --minutes $(or $(MINUTES),60) \
+		$(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(DEVELOPED) ## Short measurements, as ratios where two things are compared
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done

@@ -9,10 +9,11 @@ from edgeorch.model import AttemptState, TaskSpec
 
 _STARTED = (AttemptState.RUNNING, AttemptState.SUCCEEDED, AttemptState.FAILED)
 _GIVEN_UP = (AttemptState.LOST, AttemptState.SUPERSEDED)
-SETTLED = ("state", "exit_code", "ended_at", "reason", "stdout_tail", "stderr_tail")
+SETTLED = ("state", "exit_code", "ended_at", "reason")
+"""Output may still come in: the last words of an attempt that was cut off belong to the task, too."""
 
 
-class BrokenError(AssertionError):
+class BrokenError(BaseException):  # the node contains Exceptions, and must not contain this one
     """An invariant does not hold; the message says which, the trace how it came to that."""
 
 
