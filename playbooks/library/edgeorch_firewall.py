@@ -49,11 +49,13 @@ advice:
 
 import ipaddress
 import json
+import os
 import shlex
 
 from ansible.module_utils.basic import AnsibleModule
 
 NAME = "edgeorch"
+LEFT_OVER = "/etc/firewalld/services/edgeorch.xml.old"
 
 
 class Firewall:
@@ -121,6 +123,9 @@ class Firewalld:
             self.zone("--zone=" + zone)
         if there and not self.firewall.present:
             self.change("--delete-service=" + NAME)
+            # Deleting leaves a copy of its own.
+            if not self.firewall.module.check_mode and os.path.exists(LEFT_OVER):
+                os.unlink(LEFT_OVER)
         if self.changes:
             self.firewall.run("firewall-cmd", "--reload")
         return self.changes

@@ -47,70 +47,25 @@ node:
   type: dict
 """
 
-import http.client
-import json
-import os
 import ssl
 import time
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.edgeorch_local import LOOK_S, NODE, LocalNode
 from ansible.module_utils.edgeorch_unit import last_words, show
 
-UNIT = "edgeorch.service"
-LOOK_S = 0.3
-"""Membership has no event that a caller could wait for."""
-TELL_S = 5
-"""One request."""
 LEFT_ALONE = {"state"}
 """What is not ready by the will of its owner."""
-
-
-class Node:
-    """The node of this host."""
-
-    def __init__(self, module):
-        self.port = module.params["port"]
-        self.token = module.params["token"]
-        folder = module.params["folder"]
-        with open(os.path.join(folder, "node_id"), encoding="ascii") as file:
-            self.node_id = file.read().strip()
-        self.tls = ssl.create_default_context(cafile=os.path.join(folder, "pki", "ca.pem"))
-        # The name that counts is the id in the certificate, which is compared below.
-        self.tls.check_hostname = False
-
-    def get(self, path):
-        """Status and JSON of a route.
-
-        Raises:
-            OSError: no answer, or another node's or program's.
-        """
-        link = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=TELL_S, context=self.tls)
-        try:
-            link.connect()
-            names = [
-                name for kind, name in link.sock.getpeercert().get("subjectAltName", ()) if kind == "URI"
-            ]
-            if not any(
-                name.startswith("edgeorch://") and name.endswith("/" + self.node_id) for name in names
-            ):
-                raise OSError("port %d has another node, %s" % (self.port, ", ".join(names)))
-            link.request("GET", path, headers={"Authorization": "Bearer " + self.token})
-            answer = link.getresponse()
-            return answer.status, json.loads(answer.read() or b"{}")
-        except (http.client.HTTPException, ValueError) as error:
-            raise OSError("the answer of port %d is not one of edgeorch: %s" % (self.port, error)) from None
-        finally:
-            link.close()
 
 
 def look(node, sees):
     """What is missing, as a sentence, or the node as it sees itself."""
     try:
-        status, answer = node.get("/readyz")
+        status, answer = node.call("GET", "/readyz")
         failing = set(answer.get("failing", ())) - LEFT_ALONE if status == 503 else set()
         if failing:
             return "it is not ready (%s)" % ", ".join(sorted(failing)), None
-        status, answer = node.get("/api/v1/nodes")
+        status, answer = node.call("GET", "/api/v1/nodes")
     except ssl.SSLCertVerificationError as error:
         return "its certificate is not good: %s" % error.verify_message, None
     except OSError as error:
@@ -130,9 +85,9 @@ def look(node, sees):
 
 def own_words(module):
     """What the node tells systemd, or said last when it does not run."""
-    unit = show(module, [UNIT], "ActiveState,StatusText")[UNIT]
+    unit = show(module, [NODE], "ActiveState,StatusText")[NODE]
     if unit["ActiveState"] not in ("active", "reloading"):
-        return "; edgeorch is %s: %s" % (unit["ActiveState"], last_words(module, UNIT, 0))
+        return "; edgeorch is %s: %s" % (unit["ActiveState"], last_words(module, NODE, 0))
     return "; it says: %s" % unit["StatusText"] if unit["StatusText"] else ""
 
 
@@ -150,8 +105,13 @@ def main():
     )
     if module.check_mode:
         module.exit_json(changed=False, node={})
+    if not module.params["token"]:
+        module.fail_json(
+            msg="the fleet's folder on the controller has no admin.token: put it back, or revoke the token "
+            "admin and make it anew by tokens.yml"
+        )
     try:
-        node = Node(module)
+        node = LocalNode(module.params["folder"], module.params["port"], module.params["token"])
     except (OSError, ValueError) as error:
         module.fail_json(msg="this node has no keys (%s): run deploy again without --tags" % error)
     timeout_s = module.params["timeout_s"]

@@ -1,0 +1,103 @@
+"""What ``edgeorch_docker`` opens and refuses, on nodes with a Docker Engine of their own."""
+
+import json
+
+import pytest
+from docker_images import busybox_image
+
+CONF = "/etc/systemd/system/edgeorch.service.d/docker.conf"
+# The request of the original's README, field for field.
+README = {
+    "ServiceName": "hello-world",
+    "ServiceInfo": [
+        {
+            "ExecutionType": "container",
+            "ExecCmd": ["docker", "run", "-v", "/var/run:/var/run:rw", "hello-world"],
+        }
+    ],
+    "StatusCallbackURI": "http://192.168.1.5:8888/api/v1/services/notification",
+}
+IMAGE = 'FROM busybox:local\nCMD ["/bin/echo", "Hello from Docker!"]\n'
+
+
+@pytest.fixture(scope="module")
+def mode():
+    """n1 is open to all, n2 guards."""
+    return "{{ 'open' if inventory_hostname == 'n1' else 'guarded' }}"
+
+
+def asked(node, on, body):
+    """POST the README's request by curl from another host; return the answer."""
+    path = "/api/v1/orchestration/services"
+    header = ("-H", "Content-Type: application/json")
+    done = node.curl(on, path, "-X", "POST", *header, "-d", json.dumps(body))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refusal(node, *options):
+    """Why a node refuses a container with these docker run options; empty where it takes it."""
+    service = {"driver": "container", "image": "busybox:local", "options": list(options), "args": ["true"]}
+    status, body = node.request("POST", "/api/v1/tasks", {"name": "x", "service": [service]})
+    problem = json.loads(body)
+    assert status in {202, 403}, problem
+    return problem["detail"] if status == 403 else ""
+
+
+def test_open_runs_the_readme_and_guarded_names_what_it_refuses(new_hosts, mode):
+    controller = new_hosts(2, docker=True)
+    hosts = controller.hosts
+    for name in ("n1", "n2"):
+        hosts.load_image(name, busybox_image())
+        hosts.run(name, "docker build -q -t hello-world -", stdin=IMAGE)
+        hosts.run(name, "mkdir -p /srv/data")
+    made = {"edgeorch_docker": mode, "edgeorch_docker_binds": ["/srv/data"]}
+    controller.inventory = hosts.write_inventory(hosts.folder / "modes.yml", **made)
+    controller.play("deploy")
+    n1, n2 = controller.node("n1"), controller.node("n2")
+
+    answer = asked(n1, "n2", README)
+    assert answer["Message"] == "ERROR_NONE", answer
+    assert answer["RemoteTargetInfo"] == {"ExecutionType": "container", "Target": n1.address}
+    task = n1.ended({"id": answer["TaskId"]})
+    assert (task["state"], task["attempts"][0]["node_name"]) == ("succeeded", "n1")
+    assert n1.request("GET", f"/api/v1/tasks/{task['id']}/output")[1] == b"Hello from Docker!\n"
+
+    answer = asked(n2, "n1", README)
+    assert answer["Message"] == "NOT_ALLOWED_COMMAND"
+    assert answer["Detail"].startswith(
+        "policy.privileged is off, and the container asks for /var/run, through which it reaches the Docker"
+    )
+    for options, said in {
+        ("--privileged",): "--privileged",
+        ("--network", "host"): "--network host",
+        ("--pid", "host"): "--pid host",
+        ("--cap-add", "NET_ADMIN"): "the capability NET_ADMIN",
+        ("--device", "/dev/null"): "the device /dev/null",
+        ("-v", "/etc:/host:ro"): "policy.host_paths does not list /etc",
+        ("-v", "/srv/data/../../run:/x"): "the Docker socket",
+        ("--mount", "type=bind,source=/,target=/x"): "the Docker socket",
+        ("--env-file", "/etc/shadow"): "policy.option_files is off",
+    }.items():
+        assert said in refusal(n2, *options)
+        assert refusal(n1, *options) == "" or options[0] == "--env-file"
+    assert refusal(n2, "-v", "/srv/data:/data") == ""
+
+    # Off, and back: the drop-in and the driver go and come with it.
+    controller.inventory = hosts.write_inventory(hosts.folder / "off.yml")
+    controller.play("deploy")
+    for name in ("n1", "n2"):
+        assert hosts.run(name, f"test -e {CONF}", check=False).returncode == 1
+        assert list(controller.node(name).get("/api/v1/nodes/self")["drivers"]) == ["native"]
+        assert "docker" not in groups(hosts, name)
+    controller.inventory = hosts.write_inventory(hosts.folder / "guarded.yml", edgeorch_docker="guarded")
+    controller.play("deploy", "--limit", "n1")
+    assert "docker" in groups(hosts, "n1")
+    assert "--privileged" in refusal(n1, "--privileged")
+
+
+def groups(hosts, name):
+    """The groups of the node's process."""
+    pid = hosts.run(name, "systemctl show --property MainPID --value edgeorch").stdout.strip()
+    return hosts.run(name, f"id -nG $(id -nu edgeorch); grep Groups /proc/{pid}/status | cut -f2 | "
+                           "xargs -r -d' ' -n1 getent group | cut -d: -f1").stdout.split()  # fmt: skip
