@@ -106,12 +106,12 @@ class Environment:
         """Whether it bears the digest and its Python can load edgeorch."""
         try:
             marker = json.loads((self.path / MARKER).read_text())
-            return (
-                marker["digest"] == self.params["digest"]
-                and _run([str(self.path / "bin/python"), "-c", PROBE]) == ""
-            )
-        except (OSError, ValueError, KeyError):
+            if marker["digest"] != self.params["digest"]:
+                return False
+            _run([str(self.path / "bin/python"), "-c", PROBE], self.path)
+        except (OSError, ValueError, KeyError, FailureError):
             return False
+        return True
 
     def install(self):
         """Make it unless it is whole; return whether it was made."""
@@ -132,7 +132,7 @@ class Environment:
 
     def _fill(self):
         self.new.mkdir(parents=True)
-        _run([self.params["python"], "-m", "venv", "--without-pip", str(self.new)], self.new, check=True)
+        _run([self.params["python"], "-m", "venv", "--without-pip", str(self.new)], self.new)
         wheels = self.new / "wheels"
         wheels.mkdir()
         with tarfile.open(self.params["archive"]) as archive:
@@ -144,25 +144,19 @@ class Environment:
                     shutil.copyfileobj(source, target)
         python = str(self.new / "bin/python")
         (pip,) = wheels.glob("pip-*.whl")
-        install = [
-            python,
-            str(pip / "pip"),
-            "install",
-            *QUIET,
-            "--no-deps",
-            "--require-hashes",
-            "--no-compile",
-        ]
-        install += ["--root-user-action", "ignore", "--find-links", str(wheels)]
+        install = ["--no-deps", "--require-hashes", "--no-compile", "--root-user-action=ignore"]
+        install += [f"--find-links={wheels}", f"--requirement={wheels}/requirements.txt"]
         if self.params["offline"]:
-            install.append("--no-index")
+            # Whatever this machine's own settings of pip say.
+            install += ["--no-index", "--isolated"]
         else:
             install += ["--prefer-binary", "--no-cache-dir", *SECONDS, *self.params["pip_args"]]
-        _run([*install, "--requirement", str(wheels / "requirements.txt")], self.new, check=True)
+        _run([python, str(pip / "pip"), "install", *QUIET, *install], self.new)
         # A wheel of another release may need what this lock has not.
-        _run([python, str(pip / "pip"), "check", *QUIET], self.new, check=True)
+        _run([python, str(pip / "pip"), "check", *QUIET], self.new)
         if self.params["compiled"]:
-            _run([python, "-m", "compileall", "-q", "-j", "0", "-x", NEVER_LOADED, str(self.new / "lib")])
+            compiled = ["-q", "-j", "0", "-x", NEVER_LOADED, str(self.new / "lib")]
+            _run([python, "-m", "compileall", *compiled], self.new)
         shutil.rmtree(str(wheels))
         (self.new / MARKER).write_text(json.dumps({"digest": self.params["digest"]}))
 
@@ -172,11 +166,11 @@ class Environment:
             if path.is_symlink() or not path.is_file():
                 continue
             text = path.read_bytes()
-            moved = text.replace(os.fsencode(str(self.new)), os.fsencode(str(self.path)))
+            moved = text.replace(self.new.name.encode(), self.path.name.encode())
             if moved != text:
                 path.write_bytes(moved)
         # A power cut after the move must not leave a whole-looking environment of empty files.
-        os.sync()
+        _run(["sync", "-f", str(self.new)], self.new)
         old = self.folder / (self.params["name"] + ".old")
         shutil.rmtree(str(old), ignore_errors=True)
         if os.path.lexists(str(self.path)):
@@ -214,7 +208,8 @@ class Environment:
             upgrade = json.loads((self.folder / "upgrade.json").read_text())
         except (OSError, ValueError):
             upgrade = {}
-        keep |= {upgrade.get("from"), upgrade.get("to")}
+        # When the present upgrade fails, the one before it can still be taken back.
+        keep |= {upgrade.get("from"), upgrade.get("to"), (upgrade.get("before") or {}).get("from")}
         found = [
             one for one in self.folder.iterdir() if not one.is_symlink() and (one / "pyvenv.cfg").exists()
         ]
@@ -250,22 +245,14 @@ def _link(link, target):
     new.replace(link)
 
 
-def _run(argv, folder=None, *, check=False):
-    """Run a command; return what it said on stderr where it failed, or raise that as a sentence."""
+def _run(argv, folder):
+    """Run a command that fills a folder; what it says when it fails becomes a sentence."""
     try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except OSError as error:
         raise FailureError(f"{argv[0]} cannot be run: {error.strerror}") from None
-    said = done.stderr + done.stdout if done.returncode else ""
-    if said and check:
-        raise FailureError(complaint(said, folder, "this machine"))
-    return said
+    if done.returncode:
+        raise FailureError(complaint(done.stderr + done.stdout, folder, "this machine"))
 
 
 def main():
@@ -288,6 +275,8 @@ def main():
         required_one_of=[("archive", "current")],
         supports_check_mode=True,
     )
+    # The service's user reads it, whatever root's mask is there.
+    os.umask(0o022)
     environment = Environment(module.params, module.check_mode)
     result = {"changed": False}
     try:
