@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 BENCHMARKS = $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint sim bench clean
+.PHONY: help demo test lint sim lock bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
@@ -39,6 +39,15 @@ lint: $(DEVELOPED) ## Style, types, import rules and playbooks
 sim: $(DEVELOPED) ## Simulated fleets and a seeded adversary: SEEDS=100, MINUTES=60, or SEED=42 alone
 	@$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),100) --minutes $(or $(MINUTES),60) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
+
+UV_COMPILE = $(BIN)/uv pip compile --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-config --quiet --custom-compile-command 'make lock'
+
+lock: $(DEVELOPED) ## Take up the newest releases that pyproject.toml allows in what the playbooks install
+	@$(PIP) install uv
+	@for version in 3.11 3.12 3.13 3.14; do \
+		$(UV_COMPILE) pyproject.toml --upgrade --python-version $$version -o playbooks/locks/py$${version/./}.txt; done
+	@echo pip | $(UV_COMPILE) - --upgrade --python-version 3.11 -o playbooks/locks/pip.txt
 
 bench: $(DEVELOPED) ## Short measurements, as ratios where two things are compared
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
