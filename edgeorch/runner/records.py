@@ -90,8 +90,10 @@ class Records:
             try:
                 yield entry.name, msgspec.msgpack.decode((folder / "exit").read_bytes(), type=Ended)
             except (OSError, msgspec.DecodeError, RecursionError):
-                if (folder / "work").is_dir():
-                    lost.append(entry.name)
+                # A folder that this user may not enter is the daemon's, of a container.
+                with contextlib.suppress(PermissionError):
+                    if (folder / "work").is_dir():
+                        lost.append(entry.name)
         _end_leftovers({spawn.marker(self._root / key / "work") for key in lost})
         for key in lost:
             self.close(key, _LOST)

@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -85,6 +86,22 @@ def test_records_tell_ended_from_lost_from_foreign(tmp_path):
     assert msgspec.msgpack.decode((tmp_path / "lost.1/exit").read_bytes(), type=Ended) == found["lost.1"]
     assert records.forget("lost.1") == []
     assert list((tmp_path / "lost.1").iterdir()) == []
+
+
+@pytest.mark.root
+def test_a_folder_that_the_runner_may_not_enter_is_not_its_own():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "container.1/work").mkdir(parents=True)
+        (Path(folder) / "container.1").chmod(0o700)
+        os.seteuid(NOBODY)
+        try:
+            assert dict(Records(Path(folder)).recover()) == {}
+        finally:
+            os.seteuid(0)
+
+
+NOBODY = 65534
 
 
 def test_a_shared_work_folder_gives_its_group_access(tmp_path):
