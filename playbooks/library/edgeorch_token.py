@@ -85,6 +85,8 @@ class Tokens:
 
     def find(self, name):
         """The row of a token, or None."""
+        if not os.path.exists(self.file):
+            return None
         rows = json.loads(self.call("list", "--json"))["tokens"]
         return next((row for row in rows if row["name"] == name), None)
 
