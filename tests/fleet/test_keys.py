@@ -189,7 +189,7 @@ def test_a_controller_in_the_wrong_folder_takes_no_node_over(fleet, tmp_path):
         "deploy", "--tags", "keys", "--limit", "n1", "-e", f"edgeorch_home={tmp_path}", check=False
     )
     assert play.returncode != 0
-    assert "another CA of the fleet home" in play.failures["n1"]
+    assert "another CA" in play.failures["n1"]
     assert "edgeorch_home" in play.failures["n1"]
 
 

@@ -42,6 +42,8 @@ def test_without_a_backup_the_fleet_goes_over_to_a_new_ca(fleet):
     answers = [fleet.node("n2").request("GET", "/api/v1/nodes", token=one)[0] for one in (token, old_token)]
     assert answers == [200, 401]
     assert fleet.play("deploy").changed == 0
+    settings = fleet.home / ".config" / "edgeorch" / "config.toml"
+    settings.write_text(settings.read_text().replace(old_token, fleet.token()))
     fleet.play("tokens", "-e", "edgeorch_token=keep", "-e", "edgeorch_token_state=absent")
 
 
