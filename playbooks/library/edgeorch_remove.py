@@ -57,13 +57,14 @@ from ansible.module_utils.basic import AnsibleModule
 UNITS = ("edgeorch.service", "edgeorch-runner.service")
 SYSTEMD = "/etc/systemd/system"
 PROGRAM, COMMAND = "/opt/edgeorch", "/usr/local/bin/edgeorch"
+SYSUSERS = "/etc/sysusers.d"
 USERS = ("edgeorch", "edgeorch-task")
 DATA = ("/etc/edgeorch", "/var/lib/edgeorch")
 MADE = (
     *(SYSTEMD + "/" + unit for unit in UNITS),
     *(SYSTEMD + "/" + unit + ".d" for unit in UNITS),
     *(SYSTEMD + "/multi-user.target.wants/" + unit for unit in UNITS),
-    "/etc/sysusers.d/edgeorch.conf",
+    SYSUSERS + "/edgeorch.conf",
     "/etc/tmpfiles.d/edgeorch.conf",
     PROGRAM,
 )
@@ -245,6 +246,9 @@ def main():
     host.remove(*MADE, *([COMMAND] if ours else []))
     if len(host.removed) > units and not module.check_mode:
         host.run("systemctl", "daemon-reload")
+        # Not every system has this folder before somebody puts a file into it.
+        with contextlib.suppress(OSError):
+            os.rmdir(SYSUSERS)
     if purge:
         host.remove(*DATA)
         host.remove_users()
