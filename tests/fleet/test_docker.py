@@ -60,7 +60,8 @@ def test_open_runs_the_readme_and_guarded_names_what_it_refuses(new_hosts, mode)
     assert answer["Message"] == "ERROR_NONE", answer
     assert answer["RemoteTargetInfo"] == {"ExecutionType": "container", "Target": n1.address}
     task = n1.ended({"id": answer["TaskId"]})
-    assert (task["state"], task["attempts"][0]["node_name"]) == ("succeeded", "n1")
+    # n2 may have been asked first, and have refused.
+    assert (task["state"], task["attempts"][-1]["node_name"]) == ("succeeded", "n1")
     assert n1.request("GET", f"/api/v1/tasks/{task['id']}/output")[1] == b"Hello from Docker!\n"
 
     answer = asked(n2, "n1", README)
