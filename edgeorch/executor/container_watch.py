@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 KILLED = 137
 """Exit code of a container that was ended by SIGKILL."""
-OOM_LATE_S = 0.3
+OOM_LATE_S = (0.2, 0.5, 1.0)
 """How much later than the end the word may come that memory was the reason."""
 
 
@@ -168,9 +168,11 @@ class Watch:
         """The final state: the Engine learns of the end and of the want of memory in any order."""
         state: dict[str, Any] = found["State"]
         killed = state.get("ExitCode") == KILLED and found["HostConfig"].get("Memory")
-        if killed and not state.get("OOMKilled") and not watched.oom:
-            await trio.sleep(OOM_LATE_S)
-            ref = watched.handle.ref
+        ref = watched.handle.ref
+        for pause_s in OOM_LATE_S if killed else ():
+            if state.get("OOMKilled") or watched.oom:
+                break
+            await trio.sleep(pause_s)
             again = await self._link.call(lambda engine: engine.inspect(ref))
             state = again["State"] if again is not None else state
         return {**state, "OOMKilled": bool(state.get("OOMKilled")) or watched.oom}

@@ -6,6 +6,8 @@ import pytest
 
 from edgeorch.config import Config
 
+pytestmark = pytest.mark.long
+
 MOST_TASKS = 50
 TOML = "/etc/edgeorch/edgeorch.toml"
 # Writes down every command line that runs while it runs.

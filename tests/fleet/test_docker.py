@@ -5,6 +5,8 @@ import json
 import pytest
 from docker_images import busybox_image
 
+pytestmark = pytest.mark.long
+
 CONF = "/etc/systemd/system/edgeorch.service.d/docker.conf"
 # The request of the original's README, field for field.
 README = {

@@ -1,6 +1,9 @@
 """``status.yml`` and ``drain.yml``: one table of the fleet, and nodes that take nothing new."""
 
+import pytest
 from controller import eventually
+
+pytestmark = pytest.mark.long
 
 
 def rows(play):

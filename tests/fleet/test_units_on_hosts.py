@@ -21,6 +21,8 @@ from edgeorch.output import sweep
 trio.run(lambda: sweep(Path("/var/lib/edgeorch/tasks"), keep=(), max_bytes=1 << 40))'
 """
 
+pytestmark = pytest.mark.long
+
 
 class Unit:
     """edgeorch.service on a host."""

@@ -190,6 +190,14 @@ async def test_any_log_driver(driver, launch):
 
 async def test_out_of_memory(driver, launch):
     eat = "a=x; while true; do a=$a$a; done"
+    limits = ("-m", "8m", "--memory-swap", "8m")
+    plain = docker("create", *limits, "--network", "none", BUSYBOX, "sh", "-c", eat).stdout.strip()
+    try:
+        docker("start", "--attach", plain, check=False)
+        if docker("inspect", "--format", "{{.State.OOMKilled}}", plain).stdout.strip() != "true":
+            pytest.skip("this Engine does not tell that memory ran out (seen with cgroup v1)")
+    finally:
+        docker("rm", plain)
     _, end = await run_to_end(driver, launch("sh", "-c", eat, options=("-m", "8m", "--memory-swap", "8m")))
     assert end.cause == "oom"
     assert "memory" in end.reason

@@ -135,10 +135,13 @@ def test_versions_are_shown_per_node(fleet, newer):
     fleet.nodes["garage"].start(env=newer)
     fleet.wait_seen(kitchen, "garage")
     command = [*kitchen.command()[:3], "nodes", "--url", f"http://{kitchen.host}:{fleet.api}"]
-    table = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    # Not the settings of whoever runs the tests.
+    env = {**os.environ, "XDG_CONFIG_HOME": str(kitchen.folder)}
+    table = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=env).stdout
     head, *lines = (line.split() for line in table.splitlines())
     assert {line[0].strip("*"): line[head.index("VERSION") - len(head)] for line in lines}
-    shown = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=True)
+    command += ["--json"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=env)
     assert {node["name"]: node["version"] for node in json.loads(shown.stdout)} == {
         "kitchen": __version__,
         "garage": NEXT,
