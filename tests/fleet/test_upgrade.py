@@ -14,6 +14,8 @@ from next_release import NEXT, copy_of_checkout, edit, next_release, wheel_of
 
 from edgeorch import __version__
 
+pytestmark = pytest.mark.long
+
 PER_S = 5
 BROKEN = "0.999.1"
 NAMES = ("n1", "n2", "n3")
