@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from node_calls import NodeCalls
+
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 PLAY_S = 600
 ANSWER_S = 30
@@ -148,7 +150,7 @@ class Controller:
         return FleetNode(self, name)
 
 
-class FleetNode:
+class FleetNode(NodeCalls):
     """A node on a host: what its REST API says, with the fleet's CA and the admin token."""
 
     def __init__(self, controller, name):
@@ -173,32 +175,6 @@ class FleetNode:
             connection.request(method, path, None if body is None else json.dumps(body), names | headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
-
-    def get(self, path):
-        status, body = self.request("GET", path)
-        assert status == 200, body
-        return json.loads(body)
-
-    def submit(self, *argv, **fields):
-        """Submit a native service; return the task."""
-        spec = {"name": "test", "service": [{"driver": "native", "argv": list(argv)}], **fields}
-        status, body = self.request("POST", "/api/v1/tasks", spec)
-        assert status == 202, body
-        return json.loads(body)
-
-    def ended(self, task, seconds=60):
-        """The task once it has ended; the node tells, nobody polls."""
-        end = time.monotonic() + seconds
-        while True:
-            status, body = self.request("GET", f"/api/v1/tasks/{task['id']}", Prefer="wait=20")
-            found = json.loads(body)
-            if status == 200 and found["ended_at"]:
-                return found
-            assert time.monotonic() < end, found
-
-    def sees(self):
-        """Name to state of every node."""
-        return {node["name"]: node["state"] for node in self.get("/api/v1/nodes")["nodes"]}
 
     def curl(self, on, path, *arguments):
         """Ask this node from another host by curl; return the finished process."""

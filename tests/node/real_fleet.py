@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from node_calls import NodeCalls
+
 from edgeorch.identity import Authority
 
 PATIENCE_S = 30.0
@@ -41,7 +43,7 @@ def eventually(ask, what):
     raise AssertionError(f"never happened: {what}")
 
 
-class RealNode:
+class RealNode(NodeCalls):
     """One node: its folder outlives its processes."""
 
     def __init__(self, fleet, name, host):
@@ -129,31 +131,6 @@ class RealNode:
             connection.request(method, path, text, names | headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
-
-    def get(self, path):
-        status, body = self.request("GET", path)
-        assert status == 200, body
-        return json.loads(body)
-
-    def submit(self, *argv, **fields):
-        spec = {"name": "test", "service": [{"driver": "native", "argv": list(argv)}], **fields}
-        status, body = self.request("POST", "/api/v1/tasks", spec)
-        assert status == 202, body
-        return json.loads(body)
-
-    def ended(self, task, seconds=60):
-        """The task once it has ended; the node tells, nobody polls."""
-        end = time.monotonic() + seconds
-        while True:
-            status, body = self.request("GET", f"/api/v1/tasks/{task['id']}", Prefer="wait=20")
-            found = json.loads(body)
-            if status == 200 and found["ended_at"]:
-                return found
-            assert time.monotonic() < end, found
-
-    def sees(self):
-        """Name to state of every node."""
-        return {node["name"]: node["state"] for node in self.get("/api/v1/nodes")["nodes"]}
 
 
 class RealFleet:
