@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,14 +36,27 @@ class Outcome:
     broken: str
 
 
+@contextmanager
+def _without_chance(seed, show):
+    """Trio schedules by the seed alone, and nodes say what is asked for; both as before afterwards."""
+    # Trio has this switch for Hypothesis (trio/_core/_run.py); what it adds to its random batches is sorting.
+    scheduler, logging = trio._core._run, structlog.get_config()
+    before, chance = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
+    scheduler._r.seed(seed)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(10 if show else 50))
+    try:
+        yield
+    finally:
+        scheduler._ALLOW_DETERMINISTIC_SCHEDULING = before
+        scheduler._r.setstate(chance)
+        structlog.configure(**logging)
+
+
 def run(seed, show=None):
     """Simulate one seed in this process, which must hash strings without chance."""
-    # Trio has this switch for Hypothesis (trio/_core/_run.py); what it adds to its random batches is sorting.
-    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
-    trio._core._run._r.seed(seed)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(10 if show else 50))
     checks, broken = Checks(show), ""
-    with tempfile.TemporaryDirectory(prefix="edgeorch-sim-") as folder:
+    with _without_chance(seed, show), tempfile.TemporaryDirectory(prefix="edgeorch-sim-") as folder:
         try:
             clock = trio.testing.MockClock(autojump_threshold=0)
             trio.run(simulate, Path(folder), Plan.of(seed), checks, clock=clock)
