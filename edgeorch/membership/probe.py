@@ -1,7 +1,8 @@
 """Asks every peer once per period whether it is there, and lets silence count.
 
-Only an answer proves life: a paused host still completes TCP connections. Each answer carries the peer's own
-facts and sample, and a digest of others, so what placement needs is here before a request comes.
+Only a word of the peer itself proves life: a paused host still completes TCP connections. Each question and
+each answer carries the speaker's own facts and sample, and a digest of others: what placement needs is here
+before a request comes, and of two nodes that know each other, one question a period is enough for both.
 """
 
 import math
@@ -29,6 +30,8 @@ FANOUT = 8
 """Random peers per period in a fleet too large to probe all, and at most as many silent ones."""
 EVERYTHING = 1024
 """Lines of the first digest to a peer: one frame brings a newcomer the fleet."""
+RTT_EVERY_S = 15.0
+"""A peer that asks us is asked this often all the same: only who asks learns the round trip."""
 LATE_S = 0.1
 """A wake-up later than this says that this node itself did not run."""
 
@@ -77,6 +80,10 @@ class Probe:
         self._crl_offered = crl_offered
         self._ended = ended
         self._asking: set[str] = set()
+        self._asked_us: dict[str, float] = {}
+        """When each peer last put its own question."""
+        self._measured: dict[str, float] = {}
+        """When each peer last answered one of ours."""
         self._phases: dict[str, float] = {}
         self._fresh: set[str] = set()
         """Peers that have not been sent everything yet."""
@@ -113,6 +120,7 @@ class Probe:
             log.warning("a ping claims another node", peer=sender.node_id, claims=ping.info.id)
             raise WireError(f"a ping of node {sender.node_id} claims to be of {ping.info.id[:32]}")
         self.hear(ping.info, ping.sample, address=sender.address)
+        self._asked_us[sender.node_id] = trio.current_time()
         self._take(sender.node_id, ping)
         return Pong(
             info=self._self_info.info,
@@ -133,11 +141,11 @@ class Probe:
                     await self._wake.wait()
                 self._wake = trio.Event()
                 for node_id in self._urgent:
-                    nursery.start_soon(self._ask, node_id, 0.0)
+                    nursery.start_soon(self._ask, node_id)
                 self._urgent.clear()
                 if waiting.cancelled_caught:
                     for node_id in self._targets():
-                        nursery.start_soon(self._ask, node_id, self._phase(node_id))
+                        nursery.start_soon(self._ask_in_turn, node_id)
                     periods = math.ceil((trio.current_time() - due) / self._times.probe_s)
                     due += self._times.probe_s * max(1, periods)
 
@@ -152,7 +160,8 @@ class Probe:
                 self.late_s += now - due
                 self._table.excuse(now - due, now)
             for node_id in self._table.judge(now):
-                self._phases.pop(node_id, None)
+                for memory in (self._phases, self._asked_us, self._measured):
+                    memory.pop(node_id, None)
                 self._ended(node_id)
 
     def _targets(self) -> list[str]:
@@ -180,9 +189,23 @@ class Probe:
             self._phases[node_id] = self._seams.rng.uniform(0, self._times.probe_s)
         return self._phases[node_id]
 
-    async def _ask(self, node_id: str, wait_s: float) -> None:
+    def _spared(self, node_id: str) -> bool:
+        """Whether the peer's own question came so lately that ours would tell neither side anything.
+
+        Half a period: of two moments within a period, only one comes so soon after the other, so one of the
+        two nodes always goes on asking.
+        """
+        now = trio.current_time()
+        asked_us = now - self._asked_us.get(node_id, -math.inf) < self._times.probe_s / 2
+        return self._table.meshed and asked_us and now - self._measured.get(node_id, -math.inf) < RTT_EVERY_S
+
+    async def _ask_in_turn(self, node_id: str) -> None:
+        await trio.sleep(self._phase(node_id))
+        if not self._spared(node_id):
+            await self._ask(node_id)
+
+    async def _ask(self, node_id: str) -> None:
         """One question. A peer that is slow to answer is not asked again meanwhile."""
-        await trio.sleep(wait_s)
         if node_id in self._asking:
             return
         self._asking.add(node_id)
@@ -210,6 +233,7 @@ class Probe:
             log.warning("an answer claims another node", peer=node_id, claims=pong.info.id)
             return
         self.answered += 1
+        self._measured[node_id] = trio.current_time()
         self.hear(pong.info, pong.sample, rtt_s=rtt_s)
         self._take(node_id, pong)
 

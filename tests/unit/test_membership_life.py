@@ -41,6 +41,24 @@ async def test_round_trips_are_measured(scene, autojump_clock):
     assert one.table.get(two.id).rtt_s == pytest.approx(0.002)
 
 
+async def test_of_two_nodes_one_asks_and_both_know(scene, autojump_clock):
+    world, nursery = scene
+    one, two = await fleet(nursery, world, 2)
+    await trio.sleep(5)
+    before = one.membership.probe.answered + two.membership.probe.answered
+    end = trio.current_time() + 30
+    while trio.current_time() < end:
+        for node, other in ((one, two), (two, one)):
+            peer = node.table.get(other.id)
+            assert peer.state is ALIVE
+            assert trio.current_time() - peer.sample_at <= 1.5
+        await trio.sleep(0.1)
+    # One question a second, and two of the other side's for its round trip; both would be 60.
+    assert one.membership.probe.answered + two.membership.probe.answered - before <= 34
+    for node, other in ((one, two), (two, one)):
+        assert node.table.get(other.id).rtt_s == pytest.approx(0.002)
+
+
 async def test_a_stopped_node_has_left_at_once_and_is_found_when_it_comes_back(scene, autojump_clock):
     world, nursery = scene
     one, two, three = await fleet(nursery, world, 3)
