@@ -81,7 +81,7 @@ class Nodes:
         Raises:
             ConflictError: the node is alive.
         """
-        peer = self.view.find(name_or_id)
+        peer = self.view.find(name_or_id, gone=True)
         if peer.info.id == self.view.node_id or peer.state in (PeerState.ALIVE, PeerState.SUSPECT):
             raise ConflictError(
                 f"node {peer.info.name} is alive", hint="stop it first; a live node would come back at once"

@@ -20,6 +20,8 @@ LASTING_S = 60.0
 PAST_S = 2.0
 """A refusal for want of room is believed for this long where no newer sample comes."""
 
+_PRESENCE = {PeerState.ALIVE: 0, PeerState.SUSPECT: 1, PeerState.LEFT: 2, PeerState.DEAD: 3}
+
 
 class Membership(Protocol):
     """What membership offers; ``membership.Membership`` and ``testing.FakeDiscovery`` have it."""
@@ -107,8 +109,14 @@ class View:
             if peer.state is PeerState.ALIVE
         }
 
-    def find(self, name_or_id: str) -> Peer:
+    def find(self, name_or_id: str, *, gone: bool = False) -> Peer:
         """A node by id, name, or ``self``.
+
+        A host that got new keys under its old name has a dead node of that name beside the one that is there.
+
+        Args:
+            name_or_id: as the user wrote it.
+            gone: of nodes with this name prefer one that is gone over one that is there.
 
         Raises:
             NotFoundError: no such node, with the names there are.
@@ -118,9 +126,9 @@ class View:
             return peers[self.node_id]
         if name_or_id in peers:
             return peers[name_or_id]
-        for peer in peers.values():
-            if peer.info.name == name_or_id:
-                return peer
+        named = [peer for peer in peers.values() if peer.info.name == name_or_id]
+        if named:
+            return min(named, key=lambda peer: (_PRESENCE[peer.state] * (-1 if gone else 1), -peer.since))
         names = ", ".join(sorted(peer.info.name for peer in peers.values()))
         raise NotFoundError(f"no node {name_or_id!r} is known here", hint=f"known: {names}")
 
