@@ -10,6 +10,7 @@ from typing import Any, Literal, TextIO, cast
 import structlog
 
 from edgeorch.config import Log
+from edgeorch.model import attempt_of
 from edgeorch.systemd import Journal
 
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
@@ -66,10 +67,10 @@ def _name_the_task(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     """An attempt's key as task and attempt, so that one search finds everything about a task."""
-    task, dot, number = str(event.get("key", "")).partition(".")
-    if dot and number.isdigit():
+    task, number = attempt_of(str(event.get("key", "")))
+    if number >= 0:
         del event["key"]
-        event["task"], event["attempt"] = task, int(number)
+        event["task"], event["attempt"] = task, number
     return event
 
 

@@ -16,6 +16,9 @@ NODE_ID_LENGTH = 10
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=65536)]
 ShortText: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=3.2e9)]
+Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Moment: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799.0)]
+"""Seconds since the epoch, up to the year 9999: a peer's words end up in calendars."""
 
 Role: TypeAlias = Literal["none", "read", "submit", "admin"]
 ROLES: tuple[Role, ...] = ("none", "read", "submit", "admin")
@@ -167,9 +170,9 @@ class Attempt(Kept, frozen=True, kw_only=True):
     node_name: str
     state: AttemptState
     driver: str = ""
-    offered_at: float
-    started_at: float | None = None
-    ended_at: float | None = None
+    offered_at: Moment
+    started_at: Moment | None = None
+    ended_at: Moment | None = None
     exit_code: int | None = None
     signal: int | None = None
     reason: str = ""
@@ -198,10 +201,10 @@ class Task(Kept, frozen=True, kw_only=True):
     state: TaskState
     origin: str
     caller: Caller
-    created_at: float
+    created_at: Moment
     spec: bytes
     reason: str = ""
-    ended_at: float | None = None
+    ended_at: Moment | None = None
     exit_code: int | None = None
     parent: str | None = None
     priority: int = 50
@@ -239,9 +242,9 @@ class Offer(Kept, frozen=True, kw_only=True):
     caller: Caller
     origin_name: str = ""
     requires: tuple[str, ...] = ()
-    lease_s: float | None = None
+    lease_s: Seconds | None = None
     """The target ends the attempt when it has not heard from the origin for this long; None: never."""
-    timeout_s: float | None = None
+    timeout_s: Seconds | None = None
 
     @property
     def key(self) -> str:
@@ -282,7 +285,7 @@ class Event(Kept, frozen=True, kw_only=True):
 
     seq: int = 0
     task: str
-    at: float
+    at: Moment
     type: str
     """``state``, ``attempt``, ``progress``."""
     data: dict[str, str | int | float | bool | None]
@@ -311,14 +314,14 @@ class NodeInfo(Kept, frozen=True, kw_only=True):
     """What keeps native services apart: ``landlock`` or ``none``; empty without them."""
     labels: dict[str, str] = {}
     addresses: tuple[str, ...] = ()
-    api_port: int = 56001
-    wire_port: int = 56002
+    api_port: Port = 56001
+    wire_port: Port = 56002
     weight: float = 1.0
     store_id: str = ""
     boot: int = 0
     incarnation: int = 0
     state: Literal["ready", "cordoned", "draining"] = "ready"
-    cert_expires_at: float = 0.0
+    cert_expires_at: Moment = 0.0
 
 
 class Sample(Kept, frozen=True, kw_only=True):
@@ -407,3 +410,10 @@ def origin_of(task_id: str) -> str:
     if not dash or len(ulid) != 26 or len(node_id) != NODE_ID_LENGTH or not letters <= set(CROCKFORD):
         raise ValueError(f"{task_id!r} is not a task id")
     return node_id
+
+
+def attempt_of(key: str) -> tuple[str, int]:
+    """Task id and number in an attempt's key (``Offer.key``); number -1 where there is none."""
+    task_id, _, text = key.rpartition(".")
+    # More digits are a peer's joke; int() takes digits of other scripts, and raises at superscripts.
+    return task_id, int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1

@@ -139,7 +139,7 @@ class _Asked:
 
     async def follow_output(self, sender: From, message: FollowOutput, out: Sender) -> None:
         caller = _via(sender, message.caller)
-        if origin_of(message.task_id) == self.dispatch.view.node_id:
+        if self.dispatch.reader.origin(message.task_id) == self.dispatch.view.node_id:
             await self.dispatch.reader.local(message.task_id, caller)
             async with self.dispatch.outputs.of_fleet(message) as chunks:
                 async for chunk in chunks:

@@ -15,7 +15,7 @@ from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, StorageError
 from edgeorch.executor.executor import Executor
 from edgeorch.lifecycle import Effect, TaskEvent
-from edgeorch.model import AttemptState
+from edgeorch.model import AttemptState, attempt_of
 from edgeorch.seams import Seams
 from edgeorch.store import TaskChange
 from edgeorch.wire import Peers
@@ -68,12 +68,12 @@ class Leases:
         """A target still runs these: extend their leases. Returns the keys that are still wanted."""
         wanted = []
         for key in keys:
-            task_id, _, number = key.rpartition(".")
+            task_id, number = attempt_of(key)
             entry = self.ledger.open.get(task_id)
-            if entry is None or not number.isdigit():
+            if entry is None:
                 continue
             attempt = entry.task.current
-            if attempt is None or attempt.number != int(number) or attempt.node != node:
+            if attempt is None or attempt.number != number or attempt.node != node:
                 continue
             if attempt.state.terminal or entry.task.cancelling or entry.task.state.terminal:
                 continue
@@ -170,7 +170,7 @@ class Leases:
         await self.lose(entry, f"node {attempt.node_name} was not heard for {self.lease.lease_s:g} s")
 
     async def _tell(self, node: str, key: str, cause: Cause) -> None:
-        task_id = key.rpartition(".")[0]
+        task_id, _ = attempt_of(key)
         wait_s = 0.5
         while (entry := self.ledger.open.get(task_id)) and not self._over(entry, key):
             try:
@@ -185,7 +185,7 @@ class Leases:
 
     @staticmethod
     def _over(entry: Entry, key: str) -> bool:
-        attempt = entry.attempt(int(key.rpartition(".")[2]))
+        attempt = entry.attempt(attempt_of(key)[1])
         return attempt is None or attempt.state.terminal
 
 

@@ -18,7 +18,7 @@ from edgeorch.dispatch.entry import Entry
 from edgeorch.dispatch.queue import Queue, shape_of
 from edgeorch.errors import StorageError
 from edgeorch.lifecycle import EVENT_OF_STATE, Effect, TaskEvent, step_attempt, step_task, task_event
-from edgeorch.model import Attempt, AttemptState, Event, Task, TaskSpec, TaskState
+from edgeorch.model import Attempt, AttemptState, Event, Task, TaskSpec, TaskState, attempt_of
 from edgeorch.seams import Seams
 from edgeorch.store import AttemptChange, LocalStore, PutEvent, PutTask, TaskChange
 from edgeorch.wire.messages import RunState
@@ -206,8 +206,7 @@ class Ledger:
         Raises:
             StorageError: nothing is acknowledged; the target tells it again.
         """
-        task_id, _, number_text = run.key.rpartition(".")
-        number = int(number_text) if number_text.isdigit() else -1
+        task_id, number = attempt_of(run.key)
         entry = self.open.get(task_id)
         if entry is None:
             if runs:
@@ -232,11 +231,11 @@ class Ledger:
 
     async def take_progress(self, node: str, run: RunState) -> None:
         """A line for people on an attempt that is being prepared; an event and nothing else."""
-        task_id, _, number = run.key.rpartition(".")
+        task_id, number = attempt_of(run.key)
         entry = self.open.get(task_id)
-        if entry is None or not number.isdigit():
+        if entry is None:
             return
-        attempt = entry.attempt(int(number))
+        attempt = entry.attempt(number)
         if attempt is not None and attempt.node == node and not attempt.state.terminal:
             event = self.event(entry.task, "progress", text=run.progress[:500], number=attempt.number)
             await self.commit(entry, [event])
@@ -260,9 +259,9 @@ class Ledger:
         now = self.seams.wall()
         facts: dict[str, object] = {"driver": run.driver or attempt.driver}
         if run.started_age_s is not None and attempt.started_at is None:
-            facts["started_at"] = now - run.started_age_s
+            facts["started_at"] = _ago(run.started_age_s, now)
         if run.ended_age_s is not None:
-            facts["ended_at"] = now - run.ended_age_s
+            facts["ended_at"] = _ago(run.ended_age_s, now)
         if run.exit is not None:
             end = run.exit
             facts |= {
@@ -326,3 +325,8 @@ class Ledger:
     def _settled(entry: Entry) -> bool:
         """Whether no attempt can still change."""
         return all(one.state.terminal for one in entry.task.attempts)
+
+
+def _ago(age: float, now: float) -> float:
+    """When something was that old; a peer's age that cannot be (NaN too) counts as none."""
+    return now - age if 0 <= age <= now else now

@@ -6,7 +6,7 @@ import trio
 
 from edgeorch.dispatch.requests import NodeView
 from edgeorch.dispatch.view import View
-from edgeorch.errors import ConflictError, EdgeorchError, NodeUnreachableError
+from edgeorch.errors import ConflictError, EdgeorchError, NodeUnreachableError, WireError
 from edgeorch.executor.executor import Me
 from edgeorch.model import Caller, Peer, PeerState
 from edgeorch.scoring import Promised, score
@@ -64,6 +64,8 @@ class Nodes:
             answer = await self.peers.call(peer.info.id, request)
         if answer is None:
             raise NodeUnreachableError(f"node {peer.info.name} did not answer in {ASK_S:g} s")
+        if answer.info.id != peer.info.id:
+            raise WireError(f"node {peer.info.name} answered for another node")
         changed = Peer(
             info=answer.info,
             state=peer.state,

@@ -16,6 +16,7 @@ from edgeorch.errors import (
     NodeUnreachableError,
     NotFoundError,
     OriginUnreachableError,
+    WireError,
 )
 from edgeorch.model import Caller, Event, PeerState, Task, origin_of
 from edgeorch.store import TaskFilter
@@ -99,9 +100,11 @@ class Reader:
             if answer is None:
                 unreachable.append(name)
                 return
-            found.extend(answer.tasks)
-            if answer.more:
-                ends.append(answer.tasks[-1].id)
+            # A node speaks for its own tasks only.
+            own = [task for task in answer.tasks if task.id.endswith(f"-{node}")]
+            found.extend(own)
+            if answer.more and own:
+                ends.append(own[-1].id)
 
         if not local:
             async with trio.open_nursery() as nursery:
@@ -171,6 +174,8 @@ class Reader:
         answer: TaskFound = await self._ask(origin, request, seconds)
         if answer.task is None:
             raise NotFoundError(f"no task {task_id!r}", hint="ended tasks are kept for store.retention_s")
+        if answer.task.id != task_id:
+            raise WireError(f"node {self.view.name_of(origin)} answered with another task than {task_id}")
         return answer.task
 
     async def cancel_there(self, origin: str, task_id: str, caller: Caller) -> Task:

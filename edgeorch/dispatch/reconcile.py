@@ -13,7 +13,7 @@ from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.place import Placer
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, StorageError
-from edgeorch.model import Attempt, AttemptState, TaskSpec, TaskState
+from edgeorch.model import Attempt, AttemptState, TaskSpec, TaskState, attempt_of
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import FindRuns, Runs, RunState
 
@@ -153,15 +153,15 @@ class Reconciler:
 
     async def _adopt(self, node: str, run: RunState) -> None:
         """An attempt that this store does not know (it was restored from a backup) is taken up."""
-        task_id, _, number_text = run.key.rpartition(".")
+        task_id, number = attempt_of(run.key)
         entry = self.ledger.open.get(task_id)
-        if entry is None or not number_text.isdigit() or int(number_text) < entry.next_number():
+        if entry is None or number < entry.next_number():
             return
         if entry.task.state.terminal or run.state in (AttemptState.REFUSED, AttemptState.SUPERSEDED):
             return
         log.warning("taking up an attempt that was not in the store", key=run.key, node=node)
         attempt = Attempt(
-            number=int(number_text),
+            number=number,
             node=node,
             node_name=self.view.name_of(node),
             state=AttemptState.OFFERED,

@@ -116,9 +116,10 @@ class Probe:
         Raises:
             WireError: the message claims to come from another node.
         """
-        if ping.info.id != sender.node_id:
-            log.warning("a ping claims another node", peer=sender.node_id, claims=ping.info.id)
-            raise WireError(f"a ping of node {sender.node_id} claims to be of {ping.info.id[:32]}")
+        if (ping.info.id, ping.info.name) != (sender.node_id, sender.name):
+            claims = f"{ping.info.name[:64]} ({ping.info.id[:32]})"
+            log.warning("a ping claims another node", peer=sender.node_id, claims=claims)
+            raise WireError(f"a ping of node {sender.node_id} claims to be of {claims}")
         self.hear(ping.info, ping.sample, address=sender.address)
         self._asked_us[sender.node_id] = trio.current_time()
         self._take(sender.node_id, ping)
@@ -229,8 +230,10 @@ class Probe:
             self._asking.discard(node_id)
 
     def _answered(self, node_id: str, pong: Pong, rtt_s: float) -> None:
-        if pong.info.id != node_id:
-            log.warning("an answer claims another node", peer=node_id, claims=pong.info.id)
+        known = self._table.get(node_id)
+        if pong.info.id != node_id or (known is not None and pong.info.name != known.info.name):
+            claims = f"{pong.info.name[:64]} ({pong.info.id[:32]})"
+            log.warning("an answer claims another node", peer=node_id, claims=claims)
             return
         self.answered += 1
         self._measured[node_id] = trio.current_time()

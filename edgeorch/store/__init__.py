@@ -6,7 +6,9 @@ as one transaction; when ``commit`` returns, the changes survive power loss.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Annotated, Protocol, TypeAlias
+
+import msgspec
 
 from edgeorch.model import Event, Kept, Run, Task, TaskState
 
@@ -102,7 +104,7 @@ class TaskFilter(Kept, frozen=True, kw_only=True):
     owner: str | None = None
     """Token name."""
     before: str | None = None
-    limit: int = 100
+    limit: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 100
 
 
 class TaskStore(Protocol):

@@ -18,7 +18,7 @@ class From:
 
     Attributes:
         node_id: the peer's id from its URI SAN.
-        name: the name it gave in its ``Hello``.
+        name: the name in its certificate.
         address: IP address of the connection.
     """
 

@@ -242,6 +242,13 @@ def _check(message: Message, identity: PeerIdentity, ours: Hello) -> Hello:
             reason="id_mismatch",
             refused=True,
         )
+    if message.info.name != identity.name:
+        # Tasks are pinned to nodes by name, too.
+        raise DialError(
+            f"the certificate is of node {identity.name}, the Hello of {message.info.name[:64]!r}",
+            reason="id_mismatch",
+            refused=True,
+        )
     if message.protocol_min > ours.protocol_max or message.protocol_max < ours.protocol_min:
         raise DialError(
             f"node {theirs} speaks protocol {message.protocol_min} to {message.protocol_max}, "

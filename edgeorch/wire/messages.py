@@ -17,6 +17,7 @@ from edgeorch.model import (
     NodeInfo,
     Offer,
     PeerState,
+    Port,
     Sample,
     Task,
 )
@@ -87,7 +88,7 @@ class Digest(Kept, frozen=True, kw_only=True):
     state: PeerState
     incarnation: int
     addresses: tuple[str, ...] = ()
-    wire_port: int = 56002
+    wire_port: Port = 56002
     age_s: float = 0.0
     """How long ago the sender (or whom it heard it from) heard from the node itself."""
 
@@ -245,7 +246,7 @@ class WaitTask(Message, frozen=True, kw_only=True):
 
     caller: Caller
     task_id: str
-    wait_s: float
+    wait_s: Annotated[float, msgspec.Meta(ge=0)]
 
 
 class TasksFound(Message, frozen=True, kw_only=True):
@@ -325,8 +326,8 @@ class FollowOutput(Message, frozen=True, kw_only=True):
     task_id: str
     attempt: int | None = None
     streams: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
-    offset: Annotated[int, msgspec.Meta(ge=0)] = 0
-    tail: int | None = None
+    offset: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    tail: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] | None = None
     """Only the last N lines."""
     follow: bool = False
 

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from real_fleet import PATIENCE_S, RealFleet, eventually
@@ -203,6 +204,25 @@ def test_a_node_that_claims_to_be_another(stranger, tmp_path, fleet):
         assert isinstance(said, Refused)
     assert stranger.told("id_mismatch")
     assert "mallory" not in stranger.node.sees()
+
+
+def test_a_node_that_claims_the_name_of_another(stranger, tmp_path, fleet):
+    """Tasks are pinned to nodes by name, too."""
+    node_id = keys(tmp_path, fleet.authority)
+    info = NodeInfo(id=node_id, name="kitchen", fleet="test", version="1", wire_port=1)
+    greeting = bytes(frames.encode(Kind.LINK, 0, Hello(info=info)))
+    (said,) = messages(stranger.knock(greeting, context_of(tmp_path)))
+    assert isinstance(said, Refused)
+    assert stranger.told("id_mismatch")
+
+
+def test_a_node_at_a_port_that_is_none(stranger, tmp_path, fleet):
+    """Dialled, it would raise OverflowError."""
+    node_id = keys(tmp_path, fleet.authority)
+    info = NodeInfo(id=node_id, name="mallory", fleet="test", version="1", wire_port=2**64 - 1)
+    info = msgspec.structs.replace(info, addresses=("127.0.0.1",))
+    stranger.knock(bytes(frames.encode(Kind.LINK, 0, Hello(info=info))), context_of(tmp_path))
+    assert stranger.told("no_hello")
 
 
 def test_a_probe_that_claims_another_node(stranger, tmp_path, fleet):

@@ -250,7 +250,7 @@ async def test_a_network_that_comes_late_is_used_at_once(scene, autojump_clock, 
 async def test_the_address_of_a_peer_is_where_it_listens(scene, autojump_clock):
     world, nursery = scene
     one, two = await fleet(nursery, world, 2)
-    elsewhere = From(node_id=two.id, name="two", address="10.0.0.77")
+    elsewhere = From(node_id=two.id, name=two.self_info.info.name, address="10.0.0.77")
     for message in (two.membership.hello(), Ping(info=two.self_info.info)):
         if isinstance(message, Ping):
             await one.membership.handle_ping(elsewhere, message)

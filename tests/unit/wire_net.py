@@ -25,7 +25,9 @@ def hello(node_id, **changes):
 
 
 def identity(node_id):
-    return PeerIdentity(node_id=node_id, name=node_id, fleet="f", serial=1, not_before=0.0, not_after=ENDS)
+    return PeerIdentity(
+        node_id=node_id, name=f"name-{node_id[0]}", fleet="f", serial=1, not_before=0.0, not_after=ENDS
+    )
 
 
 class MemoryNet:
