@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 from edgeorch.identity import Authority
+from edgeorch.rest.tokens import Token, hash_of, new_text, write_tokens
 
 PATIENCE_S = 30.0
 REQUEST = {
@@ -38,6 +40,12 @@ class Node:
         self.folder = fleet.folder / name
         self.process = None
         fleet.authority.issue(name, [host]).write(self.folder)
+        (self.folder / "tokens.toml").write_bytes(fleet.tokens)
+
+    @property
+    def address(self):
+        """Where its API listens."""
+        return self.host, self.fleet.api
 
     def start(self):
         """Start it; seconds until it said READY=1."""
@@ -132,6 +140,9 @@ class Fleet:
     def __init__(self, folder, *names, first=1):
         self.folder = folder
         self.authority = Authority.create(folder / "ca", "bench")
+        self.token = new_text()
+        token = Token(name="bench", role="submit", sha256=hash_of(self.token), created=datetime.now(UTC))
+        self.tokens = write_tokens([token])
         base = 10 + os.getpid() % 200
         hosts = [f"127.{base}.1.{number}" for number in range(first, first + len(names))]
         self.api, self.wire = _free_port(hosts), _free_port(hosts)

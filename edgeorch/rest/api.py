@@ -2,17 +2,14 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import trio
-from hypercorn.typing import ASGISendCallable
 from quart import request
 from quart.typing import ResponseReturnValue
 from quart.wrappers import Response
-from quart.wrappers import base as wrappers_base
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import (
     ClientDisconnected,
@@ -25,6 +22,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from edgeorch.config import Api
 from edgeorch.errors import EdgeorchError, ForbiddenError
 from edgeorch.model import Caller
+from edgeorch.rest.asgi import ALWAYS, HttpCall, Incoming, Streamed, problem_response
 from edgeorch.rest.auth import Tokens, check_browser
 from edgeorch.rest.backend import Backend
 from edgeorch.rest.compat import CompatRoutes
@@ -34,26 +32,14 @@ from edgeorch.rest.events import EventRoutes
 from edgeorch.rest.nodes import NodeRoutes
 from edgeorch.rest.output import OutputRoutes
 from edgeorch.rest.probes import ProbeRoutes
-from edgeorch.rest.problems import (
-    PROBLEM_TYPE,
-    Problem,
-    headers_of,
-    problem_of,
-    problem_of_defect,
-    problem_of_http,
-)
+from edgeorch.rest.problems import problem_of, problem_of_defect, problem_of_http
 from edgeorch.rest.rates import Rates
-from edgeorch.rest.routes import Answer, Asked, Route, Sink
-from edgeorch.rest.streaming import first_error
+from edgeorch.rest.routes import Answer, Asked, Route
 from edgeorch.rest.tasks import TaskRoutes
 
 log = structlog.get_logger()
 
-# What reading a body raises when the client has gone; Quart before 0.23 cancels the request instead.
-_Gone: type[Exception] = getattr(wrappers_base, "ClientDisconnectedError", trio.ClosedResourceError)
-
 NOBODY = Caller(token="", role="none")
-_ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def create_app(
@@ -151,29 +137,33 @@ def _view(route: Route, guard: Guard, max_body: int) -> Callable[..., Awaitable[
                 check_json(headers.get("content-type"))
             body = await _body(max_body)
         query = None if route.any_type else query_of(request.args.to_dict(flat=False), route.query)
-        answer = await route.handler(Asked(caller=caller, path=path, query=query, headers=headers, body=body))
-        return _response(answer)
+        asked = Asked(caller=caller, path=path, query=query, headers=headers, body=body)
+        if "prefer" not in headers:
+            return _response(await route.handler(asked))
+        # The one header that makes an answer wait: who goes away meanwhile wants none.
+        async with cast("Incoming", request.body).watched():
+            return _response(await route.handler(asked))
+        raise ClientDisconnected
 
     return view
 
 
 async def _body(limit: int) -> bytes:
-    """The request's body, read no further than its limit: Quart 0.23 by itself reads it to the end first."""
+    """The request's body, read no further than its limit."""
+    if (request.content_length or 0) > limit:
+        raise RequestEntityTooLarge
     body = bytearray()
-    try:
-        async for data in request.body:
-            body += data
-            if len(body) > limit:
-                raise RequestEntityTooLarge
-    except _Gone:
-        raise ClientDisconnected from None
+    async for data in request.body:
+        body += data
+        if len(body) > limit:
+            raise RequestEntityTooLarge
     return bytes(body)
 
 
 def _response(answer: Answer) -> Response:
     kind = TrioResponse if answer.play is None else Streamed
     response = kind(
-        answer.body, status=answer.status, content_type=answer.media, headers={**_ALWAYS, **answer.headers}
+        answer.body, status=answer.status, content_type=answer.media, headers={**ALWAYS, **answer.headers}
     )
     if isinstance(response, Streamed):
         response.play = answer.play
@@ -181,69 +171,6 @@ def _response(answer: Answer) -> Response:
     elif answer.status == 204:
         del response.headers["Content-Type"]
     return response
-
-
-class Streamed(TrioResponse):
-    """A response whose ``play`` writes it, with the head when it is ready for it."""
-
-    play: Callable[[Sink], Awaitable[None]] | None = None
-
-
-class HttpCall(TrioASGIHTTPConnection):
-    """Quart-Trio's call of the application, which also plays streams.
-
-    Quart sends the head before it enters a response's body; a stream that turns out to be impossible (no such
-    task, its node unreachable) must still become a problem response.
-    """
-
-    async def _send_response(self, send: ASGISendCallable, response: Response | WerkzeugResponse) -> None:
-        if getattr(self, "_disconnected", False):
-            return  # Quart 0.23 would raise; an older one has cancelled this task by now
-        if not isinstance(response, Streamed) or response.play is None:
-            await super()._send_response(send, response)
-            return
-        sink = ResponseSink(send, response)
-        error: EdgeorchError | None = None
-        try:
-            if self.scope["method"] == "HEAD":
-                await sink.start()
-                await sink.end()
-            else:
-                await response.play(sink)
-        except* EdgeorchError as group:
-            error = first_error(group)
-        if error is None:
-            return
-        if sink.started:
-            log.info("a stream was cut", reason=str(error))
-        else:
-            await super()._send_response(send, problem_response(problem_of(error)))
-
-
-class ResponseSink:
-    """Writes a streamed response as ASGI messages."""
-
-    def __init__(self, send: ASGISendCallable, response: Streamed) -> None:
-        self._send = send
-        self._response = response
-        self.started = False
-
-    async def start(self, headers: Mapping[str, str] | None = None, *, status: int = 200) -> None:
-        """Send the head."""
-        self.started = True
-        self._response.headers.update(headers or {})
-        if status == 204:
-            del self._response.headers["Content-Type"]
-        shown = [(name.lower().encode(), value.encode()) for name, value in self._response.headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": shown})
-
-    async def write(self, data: bytes) -> None:
-        """Send a piece."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self) -> None:
-        """Send the end."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class App(QuartTrio):
@@ -268,12 +195,6 @@ class App(QuartTrio):
         response = problem_response(problem_of_defect(log_id))
         finish: Callable[..., Awaitable[Response | WerkzeugResponse]] = self.finalize_request
         return await finish(*context, response, from_error_handler=True)
-
-
-def problem_response(problem: Problem) -> Response:
-    """A problem as a response."""
-    headers = {**_ALWAYS, **headers_of(problem)}
-    return TrioResponse(problem.encoded(), status=problem.status, content_type=PROBLEM_TYPE, headers=headers)
 
 
 async def _show_error(error: EdgeorchError) -> ResponseReturnValue:

@@ -1,0 +1,86 @@
+"""Clients of one HTTP server: many keep-alive connections in one thread, each with one request under way."""
+
+import contextlib
+import selectors
+import socket
+import time
+from collections.abc import Iterable, Iterator
+
+LIMIT_S = 60.0
+
+
+def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    """The bytes of a request."""
+    shown = {"Host": "bench", "Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in shown.items())
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def times(address: tuple[str, int], what: bytes, count: int) -> list[float]:
+    """Seconds that each of ``count`` requests took, one after the other on one connection."""
+    with contextlib.closing(socket.create_connection(address, timeout=LIMIT_S)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found = []
+        for _ in range(count):
+            begun = time.perf_counter()
+            sock.sendall(what)
+            answer = bytearray()
+            while not _complete(answer):
+                answer += _received(sock)
+            found.append(time.perf_counter() - begun)
+            _check(answer)
+        return found
+
+
+def rate(address: tuple[str, int], what: bytes, count: int, clients: int) -> float:
+    """Requests a second where ``clients`` connections share ``count`` requests."""
+    left = iter(range(count))
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for _ in range(min(clients, count)):
+            sock = stack.enter_context(socket.create_connection(address, timeout=LIMIT_S))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(sock, selectors.EVENT_READ, bytearray())
+        begun = time.perf_counter()
+        waiting = sum(_next(key.fileobj, what, left) for key in selector.get_map().values())
+        while waiting:
+            for key, _ in selector.select(LIMIT_S) or _nothing():
+                key.data.extend(_received(key.fileobj))
+                if _complete(key.data):
+                    _check(key.data)
+                    key.data.clear()
+                    waiting += _next(key.fileobj, what, left) - 1
+        return count / (time.perf_counter() - begun)
+
+
+def _next(sock: socket.socket, what: bytes, left: Iterator[int]) -> int:
+    """Send one more request, if there is one: how many were sent."""
+    if next(left, None) is None:
+        return 0
+    sock.sendall(what)
+    return 1
+
+
+def _received(sock: socket.socket) -> bytes:
+    data = sock.recv(1 << 18)
+    if not data:
+        raise SystemExit("the server closed a connection")
+    return data
+
+
+def _complete(answer: bytearray) -> bool:
+    end = answer.find(b"\r\n\r\n")
+    if end < 0:
+        return False
+    head = answer[:end].lower()
+    at = head.find(b"content-length:")
+    length = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
+    return len(answer) >= end + 4 + length
+
+
+def _check(answer: bytearray) -> None:
+    if answer[9:10] != b"2":
+        raise SystemExit(f"the server answered {bytes(answer[:500])!r}")
+
+
+def _nothing() -> Iterable[tuple[selectors.SelectorKey, int]]:
+    raise SystemExit(f"no answer in {LIMIT_S:g} s")

@@ -1,0 +1,112 @@
+"""How two things are compared: in turns, at least five times, and judged by the ratio alone.
+
+Absolute times depend on the machine and on what else runs there; a ratio of two that took turns does much less.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        what: what was measured.
+        unit: of ``ours`` and ``other``, such as ``ms`` or ``/s``.
+        ours: median of our side.
+        against: name of the other side.
+        other: its median.
+        ratio: median of the rounds' ratios, ours by the other's.
+        low: the smallest of them.
+        high: the largest.
+        goal: such as ``"<= 1.5"``; empty for a figure that is only shown.
+    """
+
+    what: str
+    unit: str
+    ours: float
+    against: str
+    other: float
+    ratio: float
+    low: float
+    high: float
+    goal: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the ratio meets the goal."""
+        if not self.goal:
+            return True
+        sign, _, bound = self.goal.partition(" ")
+        return self.ratio <= float(bound) if sign == "<=" else self.ratio >= float(bound)
+
+
+def compare(
+    what: str,
+    unit: str,
+    ours: Callable[[], float],
+    against: str,
+    other: Callable[[], float],
+    *,
+    goal: str = "",
+    rounds: int = ROUNDS,
+) -> Row:
+    """Let both sides measure themselves in turns, in changing order; one turn of each warms up."""
+    pairs = []
+    for number in range(rounds + 1):
+        sides = [ours, other]
+        values = {side: side() for side in (sides if number % 2 else reversed(sides))}
+        if number:
+            pairs.append((values[ours], values[other]))
+    ratios = sorted(mine / theirs for mine, theirs in pairs)
+    return Row(
+        what=what,
+        unit=unit,
+        ours=statistics.median(mine for mine, _ in pairs),
+        against=against,
+        other=statistics.median(theirs for _, theirs in pairs),
+        ratio=statistics.median(ratios),
+        low=ratios[0],
+        high=ratios[-1],
+        goal=goal,
+    )
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """The arguments that every comparison takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"turns of each side (default {ROUNDS})")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a ratio misses its goal")
+    return parser
+
+
+def show(rows: list[Row], given: argparse.Namespace) -> int:
+    """Print the comparisons; the exit code."""
+    if given.json:
+        print(json.dumps([asdict(row) | {"met": row.met} for row in rows]))
+    else:
+        for row in rows:
+            print(line(row))
+    sys.stdout.flush()
+    return int(given.strict and not all(row.met for row in rows))
+
+
+def line(row: Row) -> str:
+    """A comparison for people."""
+    verdict = f"  goal {row.goal}: {'met' if row.met else 'MISSED'}" if row.goal else ""
+    return (
+        f"{row.what}: {_number(row.ours)} {row.unit}, {row.against} {_number(row.other)} {row.unit}, "
+        f"ratio {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}){verdict}"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

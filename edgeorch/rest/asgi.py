@@ -1,0 +1,161 @@
+"""One request's call of the application, in the connection's own task.
+
+Quart-Trio starts two tasks for each request, one of which only waits for the client to go away: half of Trio's
+work for a small request. Here a body is pulled when the view asks for it, and the client is watched only where
+an answer takes its time (``Incoming.watched``).
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from quart.wrappers import Response
+from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.wrappers import TrioResponse
+from werkzeug.exceptions import ClientDisconnected
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from edgeorch.errors import EdgeorchError
+from edgeorch.rest.problems import PROBLEM_TYPE, Problem, headers_of, problem_of
+from edgeorch.rest.routes import Sink
+from edgeorch.rest.streaming import first_error
+
+log = structlog.get_logger()
+
+ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+class Incoming:
+    """What the client sends, in the place of Quart's ``Body``.
+
+    Attributes:
+        gone: whether the client has gone, or stopped in the middle of its request.
+    """
+
+    def __init__(self, receive: ASGIReceiveCallable) -> None:
+        self._receive = receive
+        self._complete = False
+        self.gone = False
+
+    def __aiter__(self) -> "Incoming":
+        return self
+
+    async def __anext__(self) -> bytes:
+        """A piece of the body.
+
+        Raises:
+            ClientDisconnected: there will not be one.
+        """
+        while not self._complete:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                self.gone = True
+                raise ClientDisconnected
+            self._complete = not message.get("more_body", False)
+            if piece := message.get("body", b""):
+                return bytes(piece)
+        raise StopAsyncIteration
+
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Cancel what is in the block when the client goes away; the body is not read any more."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_gone, nursery.cancel_scope)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _until_gone(self, scope: trio.CancelScope) -> None:
+        while (await self._receive())["type"] == "http.request":
+            pass
+        self.gone = True
+        scope.cancel()
+
+
+class Streamed(TrioResponse):
+    """A response whose ``play`` writes it, with the head when it is ready for it."""
+
+    play: Callable[[Sink], Awaitable[None]] | None = None
+
+
+class HttpCall(TrioASGIHTTPConnection):
+    """Calls the application and sends its response, which may be a stream.
+
+    Quart sends the head before it enters a response's body; a stream that turns out to be impossible (no such
+    task, its node unreachable) must still become a problem response.
+    """
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve the request to its end."""
+        request = self._create_request_from_scope(send)
+        incoming: Any = Incoming(receive)
+        request.body = incoming
+        response = await self.app.handle_request(request)
+        if incoming.gone:
+            return
+        if isinstance(response, Streamed) and response.play is not None:
+            await self._play(incoming, send, response)
+        elif isinstance(response, Response):
+            await _send_whole(send, response, await response.get_data(as_text=False))
+        else:
+            await self._send_response(send, response)
+
+    async def _play(self, incoming: Incoming, send: ASGISendCallable, response: Streamed) -> None:
+        sink = ResponseSink(send, response)
+        error: EdgeorchError | None = None
+        try:
+            if self.scope["method"] == "HEAD" or response.play is None:
+                await sink.start()
+                await sink.end()
+            else:
+                async with incoming.watched():
+                    await response.play(sink)
+        except* EdgeorchError as group:
+            error = first_error(group)
+        if error is None:
+            return
+        if sink.started:
+            log.info("a stream was cut", reason=str(error))
+        else:
+            problem = problem_response(problem_of(error))
+            await _send_whole(send, problem, await problem.get_data(as_text=False))
+
+
+async def _send_whole(send: ASGISendCallable, response: Response | WerkzeugResponse, body: bytes) -> None:
+    headers = [(name.lower().encode(), value.encode()) for name, value in response.headers.items()]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class ResponseSink:
+    """Writes a streamed response as ASGI messages."""
+
+    def __init__(self, send: ASGISendCallable, response: Streamed) -> None:
+        self._send = send
+        self._response = response
+        self.started = False
+
+    async def start(self, headers: Mapping[str, str] | None = None, *, status: int = 200) -> None:
+        """Send the head."""
+        self.started = True
+        self._response.headers.update(headers or {})
+        if status == 204:
+            del self._response.headers["Content-Type"]
+        shown = [(name.lower().encode(), value.encode()) for name, value in self._response.headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": shown})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """Send the end."""
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def problem_response(problem: Problem) -> Response:
+    """A problem as a response."""
+    headers = {**ALWAYS, **headers_of(problem)}
+    return TrioResponse(problem.encoded(), status=problem.status, content_type=PROBLEM_TYPE, headers=headers)
