@@ -1,6 +1,6 @@
 """How two things are compared: in turns, at least five times, and judged by the ratio alone.
 
-Absolute times depend on the machine and on what else runs there; a ratio of two that took turns does much less.
+Absolute times depend on the machine and on what else runs there; a ratio of two that took turns does so less.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """One request's call of the application, in the connection's own task.
 
-Quart-Trio starts two tasks for each request, one of which only waits for the client to go away: half of Trio's
-work for a small request. Here a body is pulled when the view asks for it, and the client is watched only where
-an answer takes its time (``Incoming.watched``).
+Quart-Trio starts two tasks for each request, one of which only waits for the client to go away: half of what
+Trio did for a small request. Here a body is pulled when the view asks for it, and the client is watched only
+where an answer takes its time (``Incoming.watched``).
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
