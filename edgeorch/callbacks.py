@@ -5,12 +5,11 @@ addresses are checked, and the checked address is the one that is connected to, 
 mind in between leads nowhere else. Redirects are not followed.
 """
 
-import ipaddress
 import math
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import msgspec
 import structlog
@@ -34,6 +33,14 @@ READ_AGAIN_S = 5.0
 ORIGINAL_STATUS = {TaskState.RUNNING: "Started", TaskState.SUCCEEDED: "Finished"}
 
 
+class WhyRefused(Protocol):
+    """``policy.callbacks``."""
+
+    def __call__(self, host: str, address: str, *, loopback: bool) -> str:
+        """Why a callback to a host must not go to this address of it; empty where it may."""
+        ...
+
+
 class NotDeliveredError(Exception):
     """The receiver did not take it; ``final`` where another try cannot help."""
 
@@ -50,15 +57,22 @@ class Callbacks:
         settings: ``[callbacks]``.
         seams: clocks and jitter.
         address_of: IP address of a node by id, for the original API's ``Target``.
+        why_refused: why a callback to a host must not go to this address of it; empty where it may.
     """
 
     def __init__(
-        self, store: TaskStore, settings: Settings, seams: Seams, address_of: Callable[[str], str]
+        self,
+        store: TaskStore,
+        settings: Settings,
+        seams: Seams,
+        address_of: Callable[[str], str],
+        why_refused: WhyRefused,
     ) -> None:
         self.store = store
         self.settings = settings
         self.seams = seams
         self._address_of = address_of
+        self._why_refused = why_refused
         self._number = 0
         self._wake = trio.Event()
         self._made: set[str] = set()
@@ -222,9 +236,10 @@ class Callbacks:
         self._client = self._client or _client()
         host = url.raw_host.decode("ascii")
         addresses = await self._resolve(host, url.port or (443 if url.scheme == "https" else 80))
-        allowed = [address for address in addresses if not why_refused(address, loopback=callback.loopback)]
+        why = {one: self._why_refused(host, one, loopback=callback.loopback) for one in addresses}
+        allowed = [address for address in addresses if not why[address]]
         if not allowed:
-            raise NotDeliveredError(why_refused(addresses[0], loopback=callback.loopback), final=True)
+            raise NotDeliveredError(why[addresses[0]], final=True)
         headers = {
             "Host": url.netloc.decode("ascii"),
             "Content-Type": "application/json",
@@ -266,21 +281,6 @@ def _client() -> "httpx2.AsyncClient":
     limits = httpx2.Limits(max_connections=AT_ONCE, max_keepalive_connections=0)
     # The deadline around each try covers name, connection and answer; proxies would see the checked address.
     return httpx2.AsyncClient(limits=limits, timeout=None, follow_redirects=False, trust_env=False)
-
-
-def why_refused(address: str, *, loopback: bool) -> str:
-    """Why a callback must not reach an address through this node; empty where it may.
-
-    Refused are loopback for a request that did not come over loopback, and always link-local (where clouds
-    keep their metadata services), multicast and unspecified addresses.
-    """
-    found = ipaddress.ip_address(address.partition("%")[0])
-    found = getattr(found, "ipv4_mapped", None) or found
-    if found.is_loopback and not loopback:
-        return f"{address} is a loopback address"
-    if found.is_link_local or found.is_multicast or found.is_unspecified:
-        return f"{address} is not an address for callbacks"
-    return ""
 
 
 @contextmanager

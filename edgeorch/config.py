@@ -22,9 +22,14 @@ from edgeorch.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/edgeorch/edgeorch.toml")
 NativeRule = Literal["auto", "any", "listed", "off"]
+Namespace = Literal["network", "pid", "ipc", "uts", "userns"]
+PolicyRole = Literal["submit", "admin"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Limit = Annotated[float, msgspec.Meta(ge=0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+MAX_TASKS = 100_000
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,16 +144,38 @@ class Runner(Section, frozen=True, kw_only=True):
 class Policy(Section, frozen=True, kw_only=True):
     """What may run here, for whom."""
 
-    native: NativeRule | dict[Literal["submit", "admin"], NativeRule] = "auto"
+    native: NativeRule | dict[PolicyRole, NativeRule] = "auto"
     """``auto``: any where the runner is another user, else any for admin and listed for submit."""
     services: str = "services.d"
     """Folder of the listed services, relative to the configuration file."""
     apps: str = "/var/edge-orchestration/apps"
     """Folder of the original's ``.conf`` files; they count as listed."""
+    requester: Literal["token", "claimed"] = "token"
+    """Whose name must be in ``AllowedRequester``; ``claimed``: also the ``ServiceRequester`` of a request."""
+    images: tuple[str, ...] = ("*",)
+    """Images by pattern (``ghcr.io/acme/*``) or digest (``sha256:…``), and files of such lines (``/…``)."""
+    capabilities: tuple[str, ...] = ()
+    """Capabilities that containers may add."""
+    namespaces: tuple[Namespace, ...] = ()
+    """Namespaces of the host that containers may share."""
+    devices: tuple[str, ...] = ()
+    """Devices that containers may have, as patterns (``/dev/video*``); ``gpus``: those of ``--gpus``."""
     host_paths: tuple[str, ...] = ()
     """Host folders that containers may mount; never a Docker socket, which ``privileged`` guards."""
     privileged: bool = False
-    """Allow privileged containers, host namespaces, devices, added capabilities and the Docker socket."""
+    """Allow privileged containers, the Docker socket, and every capability, namespace and device."""
+    max_cpus: Limit | dict[PolicyRole, Limit] = 0.0
+    """CPUs of a task; 0: no limit. This and the next four: for all, or a table of submit and admin."""
+    max_memory: Bytes | dict[PolicyRole, Bytes] = 0
+    """Bytes of a task; with ``max_cpus`` and ``max_timeout_s`` also what a task gets that names none."""
+    max_timeout_s: Limit | dict[PolicyRole, Limit] = 0.0
+    """Running time of an attempt."""
+    max_deadline_s: Limit | dict[PolicyRole, Limit] = 0.0
+    """Of a task from its acceptance."""
+    max_tasks: Bytes | dict[PolicyRole, Bytes] = MAX_TASKS
+    """Open tasks of one token at this node."""
+    callbacks: tuple[str, ...] = ("*",)
+    """Hosts (with ``*``) and networks that callbacks may go to; see ``policy.callback_targets``."""
     option_files: bool = False
     """Allow docker run options that read files of the node (``--env-file``, ``--label-file``)."""
 
@@ -295,6 +322,14 @@ def load(path: Path | None = None, env: Mapping[str, str] = os.environ) -> Loade
     return Loaded(config=config, path=absolute, origins=types.MappingProxyType(origins))
 
 
+def for_role(value: Any, role: str, *, default: Any) -> Any:  # noqa: ANN401  any setting
+    """A setting that may be a table of roles. Who is no admin counts as ``submit``.
+
+    A role that the table leaves out gets the default.
+    """
+    return value.get("admin" if role == "admin" else "submit", default) if isinstance(value, dict) else value
+
+
 def _read(path: Path, *, optional: bool) -> dict[str, Any] | None:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -374,6 +409,9 @@ def _check(config: Config, origins: Mapping[str, str]) -> None:
             fail(f"{error}", "node.networks")
     if bool(config.api.tls_cert) != bool(config.api.tls_key):
         fail("api.tls_cert and api.tls_key go together", "api.tls_cert", "api.tls_key")
-    for path in config.policy.host_paths:
-        if not path.startswith("/"):
-            fail(f"{path!r} must be absolute", "policy.host_paths")
+    places = [("host_paths", path, "/", "must be absolute") for path in config.policy.host_paths]
+    devices = [name for name in config.policy.devices if name != "gpus"]
+    places += [("devices", name, "/dev", "must start with /dev, or be gpus") for name in devices]
+    for key, place, root, reason in places:
+        if not place.startswith(root):
+            fail(f"{place!r} {reason}", f"policy.{key}")

@@ -98,11 +98,20 @@ class ForbiddenError(EdgeorchError):
 
 
 class PolicyError(EdgeorchError):
-    """The node's policy refuses the service; the detail names the rule and the configuration key."""
+    """The node's policy refuses the service; the detail names the rule and the configuration key.
+
+    ``key`` is that key as a member of its own, ``policy.images``.
+    """
 
     slug = "policy"
     title = "The node's policy refuses this"
     status = 403
+
+    def __init__(self, detail: str, *, hint: str = "", key: str = "", rule: str = "") -> None:
+        super().__init__(detail, hint=hint)
+        self.extra = {"key": key} if key else {}
+        self.rule = rule
+        """For ``policy.native``: which part of a listed service does not hold."""
 
 
 class NotFoundError(EdgeorchError):
@@ -168,6 +177,17 @@ class TooManyRequestsError(EdgeorchError):
     title = "Too many requests"
     status = 429
     retryable = True
+
+
+class TooManyTasksError(TooManyRequestsError):
+    """The token has as many open tasks at this node as ``policy.max_tasks`` allows."""
+
+    slug = "too-many-tasks"
+    title = "The token has too many open tasks"
+
+    def __init__(self, detail: str, *, hint: str = "", key: str = "") -> None:
+        super().__init__(detail, hint=hint)
+        self.extra = {"key": key, "retry_after_s": 5}
 
 
 class UnavailableError(EdgeorchError):

@@ -20,6 +20,9 @@ Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Moment: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799.0)]
 """Seconds since the epoch, up to the year 9999: a peer's words end up in calendars."""
 
+DEADLINE_S = 604_800.0
+"""Of a task that names none."""
+
 Role: TypeAlias = Literal["none", "read", "submit", "admin"]
 ROLES: tuple[Role, ...] = ("none", "read", "submit", "admin")
 
@@ -72,6 +75,11 @@ class ContainerFacts(Kept, frozen=True, kw_only=True):
     """Security options that weaken the default (``seccomp=unconfined``)."""
     other: tuple[str, ...] = ()
     """Other options that reach beyond the container: ``--volumes-from``, ``--cgroup-parent``, …"""
+    cpus: float = 0.0
+    """CPUs that its options let it use; 0: they say nothing, infinite: they lift any limit."""
+    memory: int = 0
+    memory_swap: float = 0.0
+    """The same of bytes of memory, and of memory and swap together."""
     option_files: tuple[str, ...] = ()
     """Files of the node that its options read: ``--env-file``, ``--label-file``, a seccomp profile."""
 
@@ -94,6 +102,13 @@ class Resources(Written, frozen=True, kw_only=True):
     memory: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
 
 
+class Cap(Kept, frozen=True, kw_only=True):
+    """What a policy gives a task that leaves it open; 0 and None: without a limit."""
+
+    resources: Resources = Resources()
+    timeout_s: float | None = None
+
+
 RetryReason: TypeAlias = Literal["node_lost", "rejected", "failed", "oom", "timed_out", "image_unavailable"]
 
 
@@ -113,7 +128,7 @@ class TaskSpec(Written, frozen=True, kw_only=True):
     placement: Placement = Placement()
     resources: Resources = Resources()
     timeout_s: Seconds | None = None
-    deadline_s: Seconds = 604_800.0
+    deadline_s: Seconds = DEADLINE_S
     priority: Annotated[int, msgspec.Meta(ge=0, le=100)] = 50
     retry: Retry = Retry()
     on_disconnect: Literal["stop", "keep"] = "stop"
@@ -245,6 +260,8 @@ class Offer(Kept, frozen=True, kw_only=True):
     lease_s: Seconds | None = None
     """The target ends the attempt when it has not heard from the origin for this long; None: never."""
     timeout_s: Seconds | None = None
+    cap: Resources = Resources()
+    """Limits, by policy, of what the spec leaves open; 0: none."""
 
     @property
     def key(self) -> str:

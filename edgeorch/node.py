@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import structlog
 import trio
 
-from edgeorch import __version__, docker_options, logs, metrics
+from edgeorch import __version__, logs, metrics
 from edgeorch.callbacks import Callbacks
 from edgeorch.config import Config, Loaded
 from edgeorch.dispatch.dispatch import Dispatch
@@ -25,12 +25,12 @@ from edgeorch.dispatch.handlers import add_handlers
 from edgeorch.dispatch.outputs import Outputs
 from edgeorch.dispatch.retention import Retention
 from edgeorch.errors import EdgeorchError, StartError
-from edgeorch.executor import container_socket
-from edgeorch.executor.admission import FEATURES, PolicyCheck
+from edgeorch.executor.admission import FEATURES
 from edgeorch.executor.container import ContainerDriver
 from edgeorch.executor.driver import Driver
 from edgeorch.executor.executor import Executor
 from edgeorch.executor.native import NativeDriver
+from edgeorch.executor.rules import NodeRules
 from edgeorch.executor.slots import Slots
 from edgeorch.health import Health, Work
 from edgeorch.identity import Identity, load_identity
@@ -45,9 +45,8 @@ from edgeorch.membership import (
     describe,
 )
 from edgeorch.membership.self_info import cpu_count
-from edgeorch.model import Caller, ContainerService, NodeInfo, Service
+from edgeorch.model import NodeInfo
 from edgeorch.output import Watcher
-from edgeorch.policy import Policy, load_services
 from edgeorch.reload import Reload
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
@@ -149,11 +148,20 @@ async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.T
                     lambda: store.still_s, loaded.config.store.stall_limit_s, partial(_end_at_once, notify)
                 )
                 await bottom.start(watch.run)
-                drivers = _drivers(loaded, identity.node_id, store.store_id, state_dir, run_dir)
+                drivers: dict[str, Driver] = {}
+                rules = NodeRules(loaded, node=identity.name, drivers=drivers)
+                drivers |= _drivers(
+                    loaded,
+                    identity.node_id,
+                    store.store_id,
+                    state_dir,
+                    run_dir,
+                    option_files=lambda: rules.option_files,
+                )
                 for driver in drivers.values():
                     await bottom.start(driver.run)
                 async with trio.open_nursery() as services:
-                    node = _build(loaded, identity, store, drivers, services, seams)
+                    node = _build(loaded, identity, store, drivers, rules, services, seams)
                     stopping.reload = node.reload
                     async with trio.open_nursery() as listeners:
                         await _start(node, services, listeners)
@@ -209,6 +217,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
     identity: Identity,
     store: SqliteStore,
     drivers: Mapping[str, Driver],
+    rules: NodeRules,
     services: trio.Nursery,
     seams: Seams,
 ) -> _Node:
@@ -251,8 +260,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
             return peer.address or next(iter(peer.info.addresses), "")
         return next(iter(watch.addresses), "127.0.0.1")
 
-    callbacks = Callbacks(store, config.callbacks, seams, address_of)
-    check_policy = _policy(loaded, identity.name, drivers)
+    callbacks = Callbacks(store, config.callbacks, seams, address_of, rules.callback_refusal)
     watcher = Watcher()
     outputs = Outputs([state_dir / "tasks", *_native_dirs(drivers)], watcher)
     dispatch = Dispatch(
@@ -262,7 +270,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
         me=me,
         peers=links,
         notifier=callbacks,
-        check_policy=check_policy,
+        rules=rules,
         outputs=outputs,
         nursery=services,
         seams=seams,
@@ -277,7 +285,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
         drivers=drivers,
         store=store,
         origins=dispatch.reporter,
-        check_policy=check_policy,
+        rules=rules,
         seams=seams,
     )
     dispatch.attach(executor)
@@ -330,6 +338,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
             recheck=lambda: membership.recheck(_fleet(identity)),
             self_info=self_info,
             membership=membership,
+            rules=rules,
             health=health,
         ),
         started_at=seams.wall(),
@@ -382,7 +391,13 @@ def _folders(loaded: Loaded) -> tuple[Path, Path]:
 
 
 def _drivers(
-    loaded: Loaded, node_id: str, store_id: str, state_dir: Path, run_dir: Path
+    loaded: Loaded,
+    node_id: str,
+    store_id: str,
+    state_dir: Path,
+    run_dir: Path,
+    *,
+    option_files: Callable[[], bool],
 ) -> dict[str, Driver]:
     config = loaded.config
     tasks_dir = state_dir / "tasks"
@@ -393,7 +408,7 @@ def _drivers(
             node_id=node_id,
             store_id=store_id,
             tasks_dir=tasks_dir,
-            option_files=config.policy.option_files,
+            option_files=option_files,
             followers=max(64, slots_of(config)),
         )
     if "native" in config.executor.drivers:
@@ -411,30 +426,6 @@ def _native_dirs(drivers: Mapping[str, Driver]) -> list[Path]:
     """Where a runner of its own keeps its attempts' output."""
     native = drivers.get("native")
     return [native.work_dir] if isinstance(native, NativeDriver) else []
-
-
-def _policy(loaded: Loaded, name: str, drivers: Mapping[str, Driver]) -> PolicyCheck:
-    settings = loaded.config.policy
-    listed, warnings = load_services(loaded.resolve(settings.services), Path(settings.apps))
-    engine = container_socket.path_of(container_socket.resolve(loaded.config.docker.host))
-    policy = Policy(settings, listed, node=name, engine_socket=engine)
-    for warning in (*warnings, *policy.warnings()):
-        log.warning(warning)
-    native = drivers.get("native")
-
-    def check(service: Service, task: str, caller: Caller) -> None:
-        facts = None
-        if isinstance(service, ContainerService):
-            _, facts = docker_options.parse(service.options, service.image, service.args)
-        policy.check(
-            service,
-            name=task,
-            role=caller.role,
-            runner_is_other_user=isinstance(native, NativeDriver) and native.other_user,
-            container=facts,
-        )
-
-    return check
 
 
 def _fleet(identity: Identity) -> Fleet:

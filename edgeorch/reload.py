@@ -7,13 +7,17 @@ import structlog
 from edgeorch import config, logs
 from edgeorch.config import Config, Loaded
 from edgeorch.errors import EdgeorchError
+from edgeorch.executor.rules import NodeRules
 from edgeorch.health import Health
 from edgeorch.identity import Identity
 from edgeorch.membership import Membership, SelfInfo
 
 log = structlog.get_logger()
 
-AT_ONCE = ("node.labels", "discovery.seeds", "scoring.weight", "log.level")
+AT_ONCE = (
+    *("node.labels", "discovery.seeds", "scoring.weight", "log.level"),
+    *(f"policy.{key}" for key in config.Policy.__struct_fields__),
+)
 
 
 class Reload:
@@ -26,6 +30,7 @@ class Reload:
         recheck: judges every peer by the new certificates and list.
         self_info: labels, weight and end of the certificate, told to the others.
         membership: follows the seeds.
+        rules: the policy, also the files that it names.
         health: shows what needs a restart, or why nothing changed.
     """
 
@@ -38,6 +43,7 @@ class Reload:
         recheck: Callable[[], None],
         self_info: SelfInfo,
         membership: Membership,
+        rules: NodeRules,
         health: Health,
     ) -> None:
         self._loaded = loaded
@@ -47,6 +53,7 @@ class Reload:
         self._recheck = recheck
         self._self_info = self_info
         self._membership = membership
+        self._rules = rules
         self._health = health
 
     def __call__(self) -> None:
@@ -62,7 +69,9 @@ class Reload:
         log.info("reloaded", kept_old=kept or "nothing")
 
     def _settings(self) -> None:
-        new = config.load(self._loaded.path).config
+        loaded = config.load(self._loaded.path)
+        new = loaded.config
+        self._rules.follow(loaded)
         changed = differing(self._now, new)
         if "discovery.seeds" in changed:
             self._membership.follow_seeds(new)

@@ -6,10 +6,14 @@
     argv = ["/usr/bin/resize", "-q"] # the program's absolute path and its first arguments
     allow_args = true                # may the caller add arguments? default: false
     allow_env = ["QUALITY"]          # variables that the caller may set; default: none
+    requesters = ["laptop"]          # tokens that may ask for it; default: all that may submit
 
-and the original system's ``apps/*/*.conf``: the task's name must be ``ServiceName`` and the program
-``ExecutableFileName``. There the original compared base names only, so that any file of that name passed;
-here the program must be named without a folder, lie in a system folder, or lie beside the ``.conf``.
+and the original system's ``apps/*/*.conf``: the task's name must be ``ServiceName``, the program
+``ExecutableFileName``, and who asks in ``AllowedRequester``. There the original compared base names only, so
+that any file of that name passed; here the program must be named without a folder, lie in a system folder, or
+lie beside the ``.conf``. It took a request's own word for who asks wherever it could not find the process;
+here a requester is the name of a token, and the request's word counts only where ``policy.requester`` says
+so. As there, an ``AllowedRequester`` that is empty or missing lets nobody ask.
 """
 
 import configparser
@@ -41,6 +45,8 @@ class ListedService(Kept, frozen=True, kw_only=True):
     """Base name of the program, from the original's files."""
     allow_args: bool = False
     allow_env: tuple[str, ...] = ()
+    requesters: tuple[str, ...] | None = None
+    """Who may ask for it; None: everybody who may submit."""
 
     def refusal(self, argv: Sequence[str], env: Mapping[str, str]) -> str:
         """Why a command is not this service, or an empty text where it is."""
@@ -68,6 +74,7 @@ class _File(Written, frozen=True, kw_only=True):
     name: str = ""
     allow_args: bool = False
     allow_env: tuple[str, ...] = ()
+    requesters: tuple[str, ...] | None = None
 
 
 def load_services(folder: Path, apps: Path) -> tuple[tuple[ListedService, ...], tuple[str, ...]]:
@@ -121,6 +128,7 @@ def _from_toml(path: Path, text: str) -> Iterator[ListedService]:
         argv=read.argv,
         allow_args=read.allow_args,
         allow_env=read.allow_env,
+        requesters=read.requesters,
     )
 
 
@@ -134,4 +142,11 @@ def _from_conf(path: Path, text: str) -> Iterator[ListedService]:
     name, program = section.get("ServiceName", "").strip(), section.get("ExecutableFileName", "").strip()
     if not name or not program:
         raise ValueError("[ServiceInfo] needs ServiceName and ExecutableFileName")
-    yield ListedService(name=name, source=str(path), program=PurePosixPath(program).name, allow_args=True)
+    asking = (one.strip() for one in section.get("AllowedRequester", "").split(","))
+    yield ListedService(
+        name=name,
+        source=str(path),
+        program=PurePosixPath(program).name,
+        allow_args=True,
+        requesters=tuple(filter(None, asking)),
+    )

@@ -1,7 +1,5 @@
 """From a decoded spec to a task on disk."""
 
-import contextlib
-import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -21,7 +19,7 @@ from edgeorch.errors import (
     TooLargeError,
     UnavailableError,
 )
-from edgeorch.executor.admission import PolicyCheck
+from edgeorch.executor.admission import Rules
 from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
 from edgeorch.store import PutKey, TaskChange
 
@@ -36,11 +34,11 @@ MAX_SPEC = 512 << 10
 class Acceptor:
     """Validates, plans and commits submissions."""
 
-    def __init__(self, ledger: Ledger, view: View, placer: Placer, check_policy: PolicyCheck) -> None:
+    def __init__(self, ledger: Ledger, view: View, placer: Placer, rules: Rules) -> None:
         self.ledger = ledger
         self.view = view
         self.placer = placer
-        self.check_policy = check_policy
+        self.rules = rules
         self._under_way: dict[tuple[str, str], trio.Event] = {}
         # Never the same number twice, also over restarts: one a millisecond is more than ever comes.
         self._service_id = int(ledger.seams.wall() * 1000)
@@ -86,12 +84,12 @@ class Acceptor:
 
         Raises:
             InvalidRequestError: with the JSON path of what is wrong.
-            PolicyError: this node's policy refuses every alternative.
+            PolicyError: this node's policy refuses every alternative, or the callback.
         """
         self._check_placement(spec.placement, f"{where}.placement")
         _printable(spec.name, f"{where}.name")
         if spec.callback_url is not None:
-            _check_url(spec.callback_url, caller, f"{where}.callback_url")
+            self.rules.check_callback(_host_of(spec.callback_url, f"{where}.callback_url"), caller)
         refusals: list[PolicyError] = []
         for index, service in enumerate(spec.service):
             if isinstance(service, NativeService):
@@ -99,7 +97,7 @@ class Acceptor:
             elif not service.image.strip():
                 raise InvalidRequestError(f"{where}.service[{index}].image is empty")
             try:
-                self.check_policy(service, spec.name, caller)
+                self.rules.check(spec, service, caller)
             except PolicyError as refusal:
                 refusals.append(refusal)
         if len(refusals) == len(spec.service):
@@ -129,6 +127,7 @@ class Acceptor:
     ) -> tuple[Task, ...]:
         if self.view.me.info.state == "draining" and not self.view.alive():
             raise UnavailableError("the node is draining and knows no other node", hint="ask another node")
+        self.rules.check_tasks(caller, wanted=len(submissions), held=self.ledger.held[caller.token])
         plans: list[Plan] = []
         changes: list[TaskChange] = []
         committed = False
@@ -215,8 +214,8 @@ def _printable(text: str, where: str) -> None:
         raise InvalidRequestError(f"{where} must be printable text")
 
 
-def _check_url(url: str, caller: Caller, where: str) -> None:
-    """A first look; ``callbacks`` checks the address that the name has when it delivers."""
+def _host_of(url: str, where: str) -> str:
+    """The host of a callback's URL."""
     _printable(url, where)
     try:
         parts = urlsplit(url)
@@ -227,11 +226,4 @@ def _check_url(url: str, caller: Caller, where: str) -> None:
         raise InvalidRequestError(f"{where} must be an http or https URL with a host")
     if parts.username is not None:
         raise InvalidRequestError(f"{where} must not hold a user name or password")
-    loopback = host == "localhost" or host.endswith(".localhost")
-    with contextlib.suppress(ValueError):
-        loopback = loopback or ipaddress.ip_address(host).is_loopback
-    if loopback and not caller.loopback:
-        raise InvalidRequestError(
-            f"{where}: a loopback address is only for requests that come over loopback",
-            hint="give an address that this node can reach",
-        )
+    return host

@@ -22,7 +22,7 @@ from edgeorch.dispatch.reconcile import Reconciler
 from edgeorch.dispatch.requests import Idempotency, NodeView, Submission, TaskPage
 from edgeorch.dispatch.view import Membership, View
 from edgeorch.errors import InvalidRequestError
-from edgeorch.executor.admission import PolicyCheck
+from edgeorch.executor.admission import Rules
 from edgeorch.executor.executor import Executor
 from edgeorch.model import Caller, Event, Ranked, Task, TaskSpec, TaskState
 from edgeorch.seams import Seams
@@ -47,7 +47,7 @@ class Dispatch:
         me: this node's own facts, which ``nodes.NodeChanges`` can change.
         peers: ways to other nodes.
         notifier: makes status callbacks.
-        check_policy: raises ``PolicyError`` for what may not run here.
+        rules: the node's policy.
         outputs: reads the output of attempts that ran here.
         nursery: for short tasks of dispatch (offers, retries); outlives the listeners.
         seams: clocks and chance.
@@ -62,7 +62,7 @@ class Dispatch:
         me: NodeChanges,
         peers: Peers,
         notifier: Notifier,
-        check_policy: PolicyCheck,
+        rules: Rules,
         outputs: Outputs,
         nursery: trio.Nursery,
         seams: Seams,
@@ -72,13 +72,14 @@ class Dispatch:
         self.peers = peers
         self.seams = seams
         self.ledger = Ledger(store, notifier, seams)
+        self.ledger.deadline_s = rules.deadline_s
         self.view = View(me, membership, self.ledger.books, config.scoring, seams)
         self.reporter = Reporter(self.ledger, self.view, peers, nursery.start_soon)
         self.reader = Reader(self.ledger, self.view, peers)
         self.nodes_part = Nodes(self.view, me, peers)
         self.outputs = outputs
         outputs.bind(self.ledger, self.view, self.reader, peers)
-        self._check_policy = check_policy
+        self._rules = rules
         self._nursery = nursery
         self.checks: Callable[[], Mapping[str, str]] = dict
         """Check name to what is wrong; the node fills it in."""
@@ -93,6 +94,7 @@ class Dispatch:
             executor=executor,
             peers=self.peers,
             lease=lease,
+            rules=self._rules,
             nursery=self._nursery,
             seams=self.seams,
         )
@@ -107,7 +109,7 @@ class Dispatch:
         )
         self.parents = Parents(self.ledger, self.leases)
         self.ledger.on_end = self._ended
-        self.acceptor = Acceptor(self.ledger, self.view, self.placer, self._check_policy)
+        self.acceptor = Acceptor(self.ledger, self.view, self.placer, self._rules)
         self.reconciler = Reconciler(self.ledger, self.view, self.placer, self.leases, self.peers)
         self.outputs.attach(executor)
 

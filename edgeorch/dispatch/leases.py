@@ -146,7 +146,9 @@ class Leases:
                 return
 
     async def _past_deadline(self, entry: Entry) -> None:
-        reason = f"not done within deadline_s = {entry.spec.deadline_s:g}"
+        allowed = self.ledger.deadline_s(entry.spec, entry.task.caller)
+        key = "deadline_s" if allowed == entry.spec.deadline_s else "policy.max_deadline_s"
+        reason = f"not done within {key} = {allowed:g}"
         changes, effects = self.ledger.move_task(entry, TaskEvent.TIME_OUT, reason)
         self.end_attempt(entry, "timed_out")
         await self.ledger.commit(entry, changes, effects)

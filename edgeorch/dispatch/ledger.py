@@ -6,6 +6,7 @@ target or a caller before it is on disk.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from edgeorch.dispatch.entry import Entry
 from edgeorch.dispatch.queue import Queue, shape_of
 from edgeorch.errors import StorageError
 from edgeorch.lifecycle import EVENT_OF_STATE, Effect, TaskEvent, step_attempt, step_task, task_event
-from edgeorch.model import Attempt, AttemptState, Event, Task, TaskSpec, TaskState, attempt_of
+from edgeorch.model import Attempt, AttemptState, Caller, Event, Task, TaskSpec, TaskState, attempt_of
 from edgeorch.seams import Seams
 from edgeorch.store import AttemptChange, LocalStore, PutEvent, PutTask, TaskChange
 from edgeorch.wire.messages import RunState
@@ -50,6 +51,8 @@ class Ledger:
     Attributes:
         happened: set whenever numbered events were committed; replaced by a new event each time.
         on_queue: called with an entry that has to be placed again, after ``seconds``.
+        deadline_s: how long a task may take from its acceptance.
+        held: open tasks by token; of one that runs on several nodes only the parent.
         on_end: called with an entry whose task has ended and is on disk.
     """
 
@@ -63,12 +66,15 @@ class Ledger:
         self.happened = trio.Event()
         self.on_queue: Callable[[Entry, float], None] = lambda _entry, _seconds: None
         self.on_end: Callable[[Entry], None] = lambda _entry: None
+        self.deadline_s: Callable[[TaskSpec, Caller], float] = lambda spec, _caller: spec.deadline_s
+        self.held: Counter[str] = Counter()
         self.ended = 0
 
     def admit(self, task: Task, spec: TaskSpec) -> Entry:
         """Take a task into memory; the caller commits it."""
         # A clock that was set back since then must not give a task more time than it asked for.
-        left = min(task.created_at + spec.deadline_s - self.seams.wall(), spec.deadline_s)
+        allowed = self.deadline_s(spec, task.caller)
+        left = min(task.created_at + allowed - self.seams.wall(), allowed)
         entry = Entry(
             task=task,
             spec=spec,
@@ -77,10 +83,12 @@ class Ledger:
             saved=task,
         )
         self.open[task.id] = entry
+        self._hold(task, 1)
         return entry
 
     def drop(self, entry: Entry) -> None:
         """Undo ``admit`` for a task that could not be committed."""
+        self._hold(entry.task, -1)
         self.open.pop(entry.task.id, None)
         self.books.release(entry.task.id)
         self.queue.remove(entry.task.id)
@@ -150,6 +158,8 @@ class Ledger:
             exit_code=exit_code if ended else None,
             ended_at=self.seams.wall() if ended else None,
         )
+        if ended:
+            self._hold(entry.task, -1)
         changes = self.state_changes(entry)
         for effect in step.effects:
             if effect in (Effect.NOTIFY_STARTED, Effect.NOTIFY_ENDED):
@@ -271,6 +281,12 @@ class Ledger:
                 "reason": end.reason,
             }
         return facts
+
+    def _hold(self, task: Task, change: int) -> None:
+        if task.parent is None:
+            self.held[task.caller.token] += change
+            if not self.held[task.caller.token]:
+                del self.held[task.caller.token]
 
     def _put_attempt(self, entry: Entry, attempt: Attempt) -> list[TaskChange]:
         attempts = tuple(attempt if one.number == attempt.number else one for one in entry.task.attempts)

@@ -18,7 +18,7 @@ from edgeorch.dispatch.entry import Entry, Refused
 from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, NodeUnreachableError, StorageError
-from edgeorch.executor.admission import Refusal
+from edgeorch.executor.admission import Refusal, Rules, tightened
 from edgeorch.executor.executor import Admission, Executor
 from edgeorch.lifecycle import Effect, TaskEvent
 from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
@@ -74,6 +74,7 @@ class Placer:
         executor: Executor,
         peers: Peers,
         lease: Lease,
+        rules: Rules,
         nursery: trio.Nursery,
         seams: Seams,
     ) -> None:
@@ -82,6 +83,7 @@ class Placer:
         self.executor = executor
         self.peers = peers
         self.lease = lease
+        self.rules = rules
         self.seams = seams
         self._nursery = nursery
         self._work = trio.Event()
@@ -229,7 +231,7 @@ class Placer:
 
     def _make_offer(self, entry: Entry, number: int, *, remote: bool) -> Offer:
         keep = entry.spec.on_disconnect == "keep"
-        return Offer(
+        offer = Offer(
             task_id=entry.task.id,
             number=number,
             origin=self.view.node_id,
@@ -241,6 +243,7 @@ class Placer:
             lease_s=None if keep or not remote else self.lease.lease_s,
             timeout_s=entry.spec.timeout_s,
         )
+        return tightened(offer, self.rules.cap(offer.caller))
 
     def _plan_local(self, entry: Entry, line: Ranked) -> Plan:
         attempt = self._attempt(entry, line, AttemptState.PREPARING)

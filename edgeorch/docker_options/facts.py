@@ -1,5 +1,7 @@
 """What a container wants from its host, read off its options: the input of the node's policy."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 from edgeorch.docker_options.values import Values
@@ -9,7 +11,10 @@ _HARMLESS_SECURITY = frozenset(
     {"no-new-privileges", "no-new-privileges=true", "no-new-privileges:true", "seccomp=builtin"}
 )
 _LOCAL_LOG_DRIVERS = frozenset({"", "json-file", "local", "journald", "none"})
+_CPU_PERIOD = 100_000
+"""Microseconds; the kernel's own."""
 _NO_BACKING = frozenset({"tmpfs"})
+_BEYOND = ("volumes-from", "cgroup-parent", "runtime", "volume-driver", "device-cgroup-rule")
 
 
 def facts_of(values: Values, body: dict[str, Any]) -> ContainerFacts:
@@ -21,11 +26,14 @@ def facts_of(values: Values, body: dict[str, Any]) -> ContainerFacts:
     return ContainerFacts(
         binds=(*binds, *mounted),
         privileged=host["Privileged"],
-        namespaces=tuple(_namespaces(host)),
+        namespaces=tuple(_namespaces(host, body["NetworkingConfig"]["EndpointsConfig"])),
         capabilities=tuple(values.all("cap-add")),
-        devices=(*values.all("device"), *_written(values, "device-cgroup-rule", "gpus")),
+        devices=(*values.all("device"), *_written(values, "gpus")),
         security_opts=tuple(text for text in security if text not in _HARMLESS_SECURITY),
         other=(*other, *_other(values, host)),
+        cpus=_cpus(host),
+        memory=host["Memory"],
+        memory_swap=math.inf if host["MemorySwap"] < 0 else host["MemorySwap"],
         option_files=(*values.all("env-file"), *values.all("label-file"), *_profiles(security)),
     )
 
@@ -34,15 +42,16 @@ def _written(values: Values, *names: str) -> tuple[str, ...]:
     return tuple(f"--{name} {text}" for name in names for text in values.all(name))
 
 
-def _namespaces(host: dict[str, Any]) -> list[str]:
-    modes = {
-        "network": host["NetworkMode"],
-        "pid": host["PidMode"],
-        "ipc": host["IpcMode"],
-        "uts": host["UTSMode"],
-        "userns": host["UsernsMode"],
-    }
-    shared = ((name, mode) for name, mode in modes.items() if mode == "host" or mode.startswith("container:"))
+def _namespaces(host: dict[str, Any], endpoints: Iterable[str]) -> list[str]:
+    modes = [
+        ("network", host["NetworkMode"]),
+        *(("network", network) for network in endpoints if network != host["NetworkMode"]),
+        ("pid", host["PidMode"]),
+        ("ipc", host["IpcMode"]),
+        ("uts", host["UTSMode"]),
+        ("userns", host["UsernsMode"]),
+    ]
+    shared = ((name, mode) for name, mode in modes if mode == "host" or mode.startswith("container:"))
     return [f"--{name} {mode}" for name, mode in shared]
 
 
@@ -51,9 +60,10 @@ def _mounts(wanted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     paths: list[str] = []
     other: list[str] = []
     for mount in wanted:
-        if mount["Type"] == "bind":
+        # a volume of that name is none; what an Engine makes of it is not ours to guess
+        if mount["Type"] == "bind" or mount.get("Source", "").startswith("/"):
             paths.append(_absolute(mount.get("Source", "")))
-        elif mount["Type"] not in ("volume", "tmpfs"):
+        if mount["Type"] not in ("bind", "volume", "tmpfs"):
             other.append(f"--mount type={mount['Type']}")
         driver = mount.get("VolumeOptions", {}).get("DriverConfig", {})
         if driver.get("Name", "") not in ("", "local"):
@@ -74,7 +84,13 @@ def _absolute(path: str) -> str:
 
 
 def _other(values: Values, host: dict[str, Any]) -> list[str]:
-    found = list(_written(values, "volumes-from", "cgroup-parent", "runtime", "volume-driver"))
+    found = list(_written(values, *_BEYOND))
+    if host["NetworkMode"] in ("default", "bridge"):
+        # there a link hands over the other container's variables
+        found += _written(values, "link")
+    for asked in host["DeviceRequests"] or ():
+        if asked["Driver"] not in ("", "nvidia"):
+            found.append(f"--gpus driver={asked['Driver']}")
     if host["LogConfig"]["Type"] not in _LOCAL_LOG_DRIVERS:
         found.append(f"--log-driver {host['LogConfig']['Type']}")
     if host["OomKillDisable"]:
@@ -84,6 +100,14 @@ def _other(values: Values, host: dict[str, Any]) -> list[str]:
     if host["CpuRealtimeRuntime"]:
         found.append(f"--cpu-rt-runtime {host['CpuRealtimeRuntime']}")
     return found
+
+
+def _cpus(host: dict[str, Any]) -> float:
+    """With a period alone, or a negative quota, the node could not set a limit of its own."""
+    quota, period, nano = (float(host[key]) for key in ("CpuQuota", "CpuPeriod", "NanoCpus"))
+    if nano < 0 or quota < 0 or (period and not quota):
+        return math.inf
+    return max(nano / 10**9, quota / (period or _CPU_PERIOD))
 
 
 def _profiles(security: list[str]) -> list[str]:

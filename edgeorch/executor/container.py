@@ -3,7 +3,7 @@
 import os
 import random
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ class ContainerDriver:
         node_id: this node.
         store_id: this node's store; containers of another store are left alone.
         tasks_dir: output goes to ``tasks_dir/KEY/stdout`` and ``stderr``.
-        option_files: options may read files of the node.
+        option_files: whether options may read files of the node.
         followers: how many outputs are read at a time; each takes a thread, so give at least the slots.
         lost_after_s: an Engine away for so long counts its containers as lost.
         rng: jitter.
@@ -62,7 +62,7 @@ class ContainerDriver:
         store_id: str,
         tasks_dir: Path,
         *,
-        option_files: bool = False,
+        option_files: Callable[[], bool] = bool,
         followers: int = FOLLOWERS,
         lost_after_s: float = LOST_AFTER_S,
         rng: random.Random | None = None,
@@ -70,7 +70,7 @@ class ContainerDriver:
         self._node_id = node_id
         self._store_id = store_id
         self._tasks_dir = tasks_dir
-        self._read_file = _read_option_file if option_files else _refuse_option_file
+        self._option_files = option_files
         self._lost_after_s = lost_after_s
         self._followers = trio.CapacityLimiter(followers)
         self._pulls = trio.CapacityLimiter(PULLS)
@@ -184,7 +184,7 @@ class ContainerDriver:
             node_id=self._node_id,
             store_id=self._store_id,
             api_version=engine.api_version,
-            read_file=self._read_file,
+            read_file=_read_option_file if self._option_files() else _refuse_option_file,
         )
         try:
             (self._tasks_dir / launch.key).mkdir(parents=True, exist_ok=True, mode=0o750)

@@ -9,7 +9,7 @@ import trio
 
 from edgeorch.config import Executor as Settings
 from edgeorch.errors import StorageError
-from edgeorch.executor.admission import PolicyCheck, Refusal, decide
+from edgeorch.executor.admission import Refusal, Rules, decide, tightened
 from edgeorch.executor.driver import Driver
 from edgeorch.executor.life import Life, Origins
 from edgeorch.executor.slots import Load, Reservation, Slots
@@ -86,7 +86,7 @@ class Executor:
         drivers: by name.
         store: what survives a restart.
         origins: where reports go.
-        check_policy: raises ``PolicyError`` for what may not run here.
+        rules: the node's policy.
         seams: clocks.
         read_tail: gives the last bytes of an output file.
     """
@@ -103,7 +103,7 @@ class Executor:
         drivers: Mapping[str, Driver],
         store: AttemptStore,
         origins: Origins,
-        check_policy: PolicyCheck,
+        rules: Rules,
         seams: Seams,
         read_tail: Callable[[str, int], Awaitable[bytes]] = tail,
     ) -> None:
@@ -118,7 +118,7 @@ class Executor:
         self.store = store
         self.origins = origins
         self.seams = seams
-        self._check_policy = check_policy
+        self._rules = rules
         self._lives: dict[str, Life] = {}
         self._admitting: dict[str, _Admitting] = {}
         self._nursery: trio.Nursery | None = None
@@ -155,12 +155,12 @@ class Executor:
             Refusal: this node does not take it.
         """
         try:
-            spec, service = decide(offer, self.me.info, self.me.sample(), self.slots, self._check_policy)
+            spec, service = decide(offer, self.me.info, self.me.sample(), self.slots, self._rules)
         except Refusal:
             self.refused += 1
             raise
         run = Run(
-            offer=offer,
+            offer=tightened(offer, self._rules.cap(offer.caller)),
             state=AttemptState.PREPARING,
             driver=str(type(service).__struct_config__.tag),
             accepted_at=self.seams.wall(),

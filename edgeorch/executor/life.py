@@ -293,9 +293,7 @@ class Life:
         if self._stop_cause:
             reason = {
                 "cancelled": "cancelled",
-                "timed_out": f"ran longer than timeout_s = {self.run.offer.timeout_s:g}"
-                if self.run.offer.timeout_s is not None
-                else "the task's deadline has passed",
+                "timed_out": self._out_of_time(),
                 "superseded": "its origin no longer wants it",
                 "lease": "its origin was not heard for the length of the lease",
             }[self._stop_cause]
@@ -304,6 +302,12 @@ class Life:
         if end.cause in ("node_lost", "lease_expired"):
             return AttemptState.LOST, msgspec.structs.replace(end, cause="node_lost")
         return AttemptState.FAILED, end
+
+    def _out_of_time(self) -> str:
+        limit = self.run.offer.timeout_s
+        if limit is None:
+            return "the task's deadline has passed"
+        return f"ran longer than {'policy.max_' if self.spec.timeout_s is None else ''}timeout_s = {limit:g}"
 
     def _launch(self, service: Service) -> Launch:
         offer = self.run.offer
@@ -317,8 +321,8 @@ class Life:
                 "EDGEORCH_NODE": self.executor.me.info.name,
                 "EDGEORCH_ORIGIN": self._origin,
             },
-            cpus=self.spec.resources.cpus,
-            memory=self.spec.resources.memory,
+            cpus=self.spec.resources.cpus or offer.cap.cpus,
+            memory=self.spec.resources.memory or offer.cap.memory,
             output_max=self.executor.output_max,
             lease_s=offer.lease_s if self.remote else None,
         )

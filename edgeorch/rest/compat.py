@@ -6,6 +6,7 @@ target has accepted within 3 s is cancelled and answered as ``SERVICE_NOT_FOUND`
 original take that as "it does not run".
 """
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -18,10 +19,12 @@ from edgeorch.errors import (
     InvalidRequestError,
     NotFoundError,
     PolicyError,
+    TooManyRequestsError,
 )
 from edgeorch.model import AttemptState, Task, TaskSpec
 from edgeorch.rest.backend import Backend, Idempotency, Submission
 from edgeorch.rest.decode import decoded, object_of
+from edgeorch.rest.problems import headers_of, problem_of
 from edgeorch.rest.routes import IDEMPOTENCY_KEY, Answer, Asked, Route, Shown, answer, key_of
 from edgeorch.rest.views import address_of
 
@@ -31,6 +34,12 @@ INVALID_PARAMETER = "INVALID_PARAMETER"
 SERVICE_NOT_FOUND = "SERVICE_NOT_FOUND"
 INTERNAL_SERVER_ERROR = "INTERNAL_SERVER_ERROR"
 NOT_ALLOWED_COMMAND = "NOT_ALLOWED_COMMAND"
+REFUSALS = {
+    "service": "not found registered service",
+    "program": "not matched service with executable",
+    "requester": "not allowed service execution",
+}
+"""What the original says of a listed service, by ``PolicyError.rule``."""
 NO_DEVICE = "not found error : No Device Is Return"
 _NOT_TAKEN = (AttemptState.OFFERED, AttemptState.REFUSED)
 
@@ -95,10 +104,15 @@ class CompatRoutes:
             return await self._request(request, asked, key)
         except InvalidRequestError as error:
             return _failed(INVALID_PARAMETER, name, str(error), parsed=False)
-        except (PolicyError, ForbiddenError) as error:
+        except PolicyError as error:
+            return _failed(REFUSALS.get(error.rule, NOT_ALLOWED_COMMAND), name, str(error))
+        except ForbiddenError as error:
             return _failed(NOT_ALLOWED_COMMAND, name, str(error))
         except NotFoundError as error:
             return _failed(NO_DEVICE, name, str(error))
+        except TooManyRequestsError as error:
+            failed = _failed(INTERNAL_SERVER_ERROR, name, str(error))
+            return dataclasses.replace(failed, headers=headers_of(problem_of(error)))
         except EdgeorchError as error:
             return _failed(INTERNAL_SERVER_ERROR, name, str(error))
 
@@ -113,9 +127,9 @@ class CompatRoutes:
         task = await self._backend.wait_placed(task.id, PLACE_S)
         attempt = next((one for one in reversed(task.attempts) if one.state not in _NOT_TAKEN), None)
         if attempt is None:
+            reason = task.reason or f"no node accepted it within {PLACE_S:g} s"
             if not task.state.terminal:
                 task = await self._backend.cancel(task.id, asked.caller)
-            reason = task.reason or f"no node accepted it within {PLACE_S:g} s"
             return _failed(SERVICE_NOT_FOUND, name, reason, task=task)
         target = address_of(self._backend.node(attempt.node))
         return answer(
@@ -145,7 +159,8 @@ class CompatRoutes:
                 tag="original API",
                 description=(
                     f"``Message`` otherwise: ``{INVALID_PARAMETER}``, ``{SERVICE_NOT_FOUND}`` (no node took "
-                    f"it within 3 s; it is cancelled), ``{NOT_ALLOWED_COMMAND}`` (policy), "
+                    f"it within 3 s; it is cancelled), ``{NOT_ALLOWED_COMMAND}`` (policy; "
+                    f"for a listed service {', '.join(f'``{one}``' for one in REFUSALS.values())}), "
                     f"``{NO_DEVICE}``, ``{INTERNAL_SERVER_ERROR}``; ``Detail`` has the sentence."
                 ),
             ),

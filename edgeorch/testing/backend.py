@@ -218,7 +218,9 @@ class MemoryBackend:
         """Cancelled at once."""
         task = await self.task(task_id, caller)
         if not task.state.terminal:
-            task = msgspec.structs.replace(task, state=TaskState.CANCELLED, ended_at=WALL)
+            task = msgspec.structs.replace(
+                task, state=TaskState.CANCELLED, ended_at=WALL, reason="cancelled before it ran"
+            )
             self.put(task)
         return task
 

@@ -14,6 +14,7 @@ import trio
 
 from edgeorch.config import Config
 from edgeorch.config import Executor as ExecutorSettings
+from edgeorch.config import Policy as PolicySettings
 from edgeorch.dispatch.dispatch import Dispatch
 from edgeorch.dispatch.handlers import add_handlers
 from edgeorch.dispatch.outputs import Outputs
@@ -21,8 +22,21 @@ from edgeorch.dispatch.requests import Submission
 from edgeorch.errors import PolicyError
 from edgeorch.executor.executor import Executor
 from edgeorch.executor.slots import Slots
-from edgeorch.model import Caller, NativeService, NodeInfo, Peer, PeerState, Sample, Service, Task, TaskSpec
+from edgeorch.model import (
+    Caller,
+    Cap,
+    ContainerFacts,
+    NativeService,
+    NodeInfo,
+    Peer,
+    PeerState,
+    Sample,
+    Service,
+    Task,
+    TaskSpec,
+)
 from edgeorch.output import Watcher
+from edgeorch.policy import Policy
 from edgeorch.seams import Seams
 from edgeorch.store import LocalStore, TaskChange
 from edgeorch.testing.drivers import ScriptedDriver, ScriptedHost
@@ -117,6 +131,46 @@ class Notes:
         """Nothing to deliver."""
 
 
+class VirtualRules:
+    """The policy of a node that runs native services as another user, or refuses them all.
+
+    Attributes:
+        policy: the real rules.
+        refuse: a sentence: everything is refused with it.
+    """
+
+    def __init__(self, settings: PolicySettings, node: str) -> None:
+        self.node = node
+        self.policy = Policy(settings, node=node)
+        self.refuse = ""
+
+    def change(self, **settings: object) -> None:
+        """As a reload does."""
+        self.policy = Policy(msgspec.convert(settings, PolicySettings), node=self.node)
+
+    def check(self, spec: TaskSpec, service: Service, caller: Caller) -> None:
+        """See ``admission.Rules``."""
+        if self.refuse:
+            raise PolicyError(f"{self.refuse} ({spec.name}, {caller.role}, {type(service).__name__})")
+        self.policy.check(spec, service, caller, runner_is_other_user=True, container=ContainerFacts())
+
+    def check_tasks(self, caller: Caller, *, wanted: int, held: int) -> None:
+        """See ``admission.Rules``."""
+        self.policy.limits.check_tasks(caller, wanted=wanted, held=held)
+
+    def check_callback(self, host: str, caller: Caller) -> None:
+        """See ``admission.Rules``."""
+        self.policy.check_callback(host, caller)
+
+    def cap(self, caller: Caller) -> Cap:
+        """See ``admission.Rules``."""
+        return self.policy.limits.cap(caller.role)
+
+    def deadline_s(self, spec: TaskSpec, caller: Caller) -> float:
+        """See ``admission.Rules``."""
+        return self.policy.limits.deadline_s(spec, caller.role)
+
+
 class VirtualNode:
     """One node. ``crash`` and ``start`` keep its store and its host, as a real restart does."""
 
@@ -131,8 +185,7 @@ class VirtualNode:
         self.folder = folder
         self.total = slots
         self.notes = Notes()
-        self.refuse = ""
-        """A sentence: this node's policy refuses everything with it."""
+        self.rules = VirtualRules(config.policy, name)
         info = NodeInfo(
             id=self.id,
             name=name,
@@ -166,7 +219,7 @@ class VirtualNode:
                     me=self.me,
                     peers=peers,
                     notifier=self.notes,
-                    check_policy=self._policy,
+                    rules=self.rules,
                     outputs=Outputs([self.folder], Watcher()),
                     nursery=nursery,
                     seams=self.seams,
@@ -181,7 +234,7 @@ class VirtualNode:
                     drivers={"native": driver},
                     store=store,
                     origins=self.dispatch.reporter,
-                    check_policy=self._policy,
+                    rules=self.rules,
                     seams=self.seams,
                     read_tail=_read_tail,
                 )
@@ -222,10 +275,6 @@ class VirtualNode:
         spec = msgspec.convert(made, TaskSpec)
         (task,) = await self.dispatch.submit([Submission(spec=spec, raw=msgspec.json.encode(spec))], caller)
         return task
-
-    def _policy(self, service: Service, name: str, caller: Caller) -> None:
-        if self.refuse:
-            raise PolicyError(f"{self.refuse} ({name}, {caller.role}, {type(service).__name__})")
 
 
 class VirtualFleet:

@@ -17,6 +17,7 @@ from edgeorch.errors import (
     OriginUnreachableError,
     PolicyError,
     StorageError,
+    TooManyTasksError,
     UnavailableError,
     problem_types,
 )
@@ -247,6 +248,22 @@ async def test_a_body_over_the_limit(tmp_path):
     service = Service(tmp_path, max_body=100)
     response, _ = await service.problem(413, "too-large", "POST", "/api/v1/tasks", b" " * 101)
     assert response.headers["Connection"] == "close"
+
+
+async def test_a_refusal_by_policy_names_its_key(service):
+    service.backend.raises = PolicyError("policy.images does not list x", hint="add it", key="policy.images")
+    _, problem = await service.problem(403, "policy", "POST", "/api/v1/tasks", SPEC)
+    assert (problem["key"], problem["hint"]) == ("policy.images", "add it")
+
+
+async def test_too_many_open_tasks_are_worth_waiting_for(service):
+    service.backend.raises = TooManyTasksError("policy.max_tasks is 2", key="policy.max_tasks")
+    response, problem = await service.problem(429, "too-many-tasks", "POST", "/api/v1/tasks", SPEC)
+    assert response.headers["Retry-After"] == str(problem["retry_after_s"])
+    assert problem["key"] == "policy.max_tasks"
+    response, _ = await service.ask("POST", "/api/v1/orchestration/services", ORIGINAL, role="submit")
+    assert response.status_code == 200
+    assert response.headers["Retry-After"] == str(problem["retry_after_s"])
 
 
 @pytest.mark.parametrize(
@@ -697,7 +714,11 @@ async def test_no_json_object_is_a_problem_in_the_original_api_too(service, body
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (PolicyError("policy.native"), "NOT_ALLOWED_COMMAND"),
+        (PolicyError("policy.images"), "NOT_ALLOWED_COMMAND"),
+        (PolicyError("not listed", rule="service"), "not found registered service"),
+        (PolicyError("another program", rule="program"), "not matched service with executable"),
+        (PolicyError("not asked by curl", rule="requester"), "not allowed service execution"),
+        (TooManyTasksError("policy.max_tasks"), "INTERNAL_SERVER_ERROR"),
         (InvalidRequestError("callback_url"), "INVALID_PARAMETER"),
         (NotFoundError("no node"), "not found error : No Device Is Return"),
         (UnavailableError("draining"), "INTERNAL_SERVER_ERROR"),
@@ -718,6 +739,8 @@ async def test_a_service_that_no_node_takes_is_cancelled(service, autojump_clock
     assert trio.current_time() - started == pytest.approx(3.0)
     assert answer["Message"] == "SERVICE_NOT_FOUND"
     assert answer["RemoteTargetInfo"] == {"ExecutionType": "", "Target": ""}
+    # Why it waited, not that it was cancelled: that may be another node's policy.
+    assert answer["Detail"] == "no node has a free slot"
     assert service.backend.known[answer["TaskId"]].state is TaskState.CANCELLED
 
 

@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from edgeorch import callbacks as module
-from edgeorch.callbacks import Callbacks, why_refused
+from edgeorch.callbacks import Callbacks
 from edgeorch.config import Callbacks as Settings
 from edgeorch.model import (
     Attempt,
@@ -24,6 +24,7 @@ from edgeorch.model import (
     TaskState,
     new_task_id,
 )
+from edgeorch.policy.callback_targets import CallbackTargets
 from edgeorch.seams import Seams
 from edgeorch.store.sqlite import SqliteStore
 from edgeorch.testing.stores import FailingStore, MemoryStore
@@ -107,7 +108,14 @@ class World:
         self.now = NOW
         self.seams = Seams(wall=lambda: self.now, rng=random.Random(1))
         self.store = store or MemoryStore(self.seams)
-        self.callbacks = Noting(self.store, Settings(**settings), self.seams, {"garage0000": "10.0.0.9"}.get)
+        self.targets = CallbackTargets(("*",))
+        self.callbacks = Noting(
+            self.store,
+            Settings(**settings),
+            self.seams,
+            {"garage0000": "10.0.0.9"}.get,
+            lambda *where, loopback: self.targets.refusal(*where, loopback=loopback),
+        )
 
     def task(self, number=0, **fields):
         attempt = Attempt(
@@ -438,11 +446,15 @@ async def test_a_name_with_several_addresses_is_tried_at_each(monkeypatch):
     "url",
     [
         "http://127.0.0.1:{port}/",
+        "http://2130706433:{port}/",
+        "http://0x7f.1:{port}/",
         "http://localhost:{port}/",
         "http://[::1]:{port}/",
         "http://[::ffff:127.0.0.1]:{port}/",
         "http://169.254.169.254/latest/meta-data",
         "http://[fe80::1]/",
+        "http://[fd00:ec2::254]/",
+        "http://100.100.100.200/",
         "http://224.0.0.251/",
         "http://0.0.0.0:{port}/",
         "http://kitchen.example/\x7f",
@@ -461,27 +473,40 @@ async def test_where_a_callback_must_not_go_it_does_not_and_the_node_lives(url):
         await receiver.next()
 
 
-@pytest.mark.parametrize(
-    ("address", "anybody", "over_loopback"),
-    [
-        ("10.0.0.1", True, True),
-        ("2001:db8::1", True, True),
-        ("127.0.0.1", False, True),
-        ("127.5.5.5", False, True),
-        ("::1", False, True),
-        ("::ffff:127.0.0.1", False, True),
-        ("169.254.169.254", False, False),
-        ("::ffff:169.254.169.254", False, False),
-        ("fe80::1%eth0", False, False),
-        ("224.0.0.1", False, False),
-        ("ff02::fb", False, False),
-        ("0.0.0.0", False, False),
-        ("::", False, False),
-    ],
-)
-def test_which_addresses_are_refused(address, anybody, over_loopback):
-    assert (why_refused(address, loopback=False) == "") is anybody
-    assert (why_refused(address, loopback=True) == "") is over_loopback
+async def test_of_several_addresses_only_those_that_policy_lists_are_tried(monkeypatch):
+    """And the one that was looked at is the one that is connected to, whatever the name says next."""
+    answers = iter([["169.254.169.254", "127.0.0.1"], ["169.254.169.254"]])
+    known = socket.getaddrinfo
+
+    def resolve(host, *more, **how):
+        if host != "rebinding.example":
+            return known(host, *more, **how)
+        return [(None, None, None, "", (address, 0)) for address in next(answers)]
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", resolve)
+    async with receiving() as receiver, delivering() as world:
+        await world.tell(f"http://rebinding.example:{receiver.port}/")
+        await receiver.next()
+        await world.empty()
+        await world.tell(f"http://rebinding.example:{receiver.port}/", number=1)
+        await world.empty()
+        assert (world.callbacks.delivered, world.callbacks.dropped) == (1, 1)
+
+
+async def test_a_redirect_is_not_followed_and_what_is_not_listed_is_not_tried():
+    async def elsewhere(stream):
+        await stream.send_all(b"HTTP/1.1 307 Away\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n")
+
+    async with receiving() as receiver, delivering() as world:
+        receiver.answers = [elsewhere]
+        await world.tell(receiver.url)
+        await world.empty()
+        assert [await receiver.next() and None for _ in range(2)] == [None, None]
+        assert {first for first, _, _ in receiver.got} == {"POST /cb?x=1 HTTP/1.1"}
+        world.targets = CallbackTargets(("hooks.example",))
+        await world.tell(receiver.url, number=1)
+        await world.empty()
+        assert (len(receiver.got), world.callbacks.dropped) == (2, 1)
 
 
 async def test_an_answer_cut_short_or_not_http_is_tried_again():

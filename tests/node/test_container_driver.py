@@ -390,7 +390,7 @@ async def test_a_port_in_use(driver, launch):
 
 
 async def test_option_files_are_read_where_allowed(make, nursery, launch, tmp_path):
-    driver = make(option_files=True)
+    driver = make(option_files=lambda: True)
     await nursery.start(driver.run)
     (tmp_path / "env").write_text("FROM_FILE=yes\n")
     handle, _ = await run_to_end(

@@ -105,7 +105,7 @@ async def test_the_best_node_runs_it(autojump_clock, fleet, nursery):
 async def test_a_refusal_goes_to_the_next_best_and_costs_no_attempt(autojump_clock, fleet, nursery):
     a, b = await started(fleet, nursery, "a", "b")
     a.me.cpu_busy = 0.95
-    b.refuse = "policy.native is off"
+    b.rules.refuse = "policy.native is off"
     task = await ended(a, await a.submit("true", retry={"max_attempts": 1}))
     assert attempts(task) == [("b", A.REFUSED), ("a", A.SUCCEEDED)]
     assert "policy.native" in task.attempts[0].reason
@@ -507,7 +507,9 @@ async def test_unknown_tasks(autojump_clock, fleet, nursery):
         ({"placement": {"mode": "all", "node": "a"}}, InvalidRequestError, "placement.node"),
         ({"callback_url": "ftp://x"}, InvalidRequestError, "callback_url"),
         ({"callback_url": "http://x/\x7f"}, InvalidRequestError, "callback_url must be printable"),
-        ({"callback_url": "http://127.0.0.1/"}, InvalidRequestError, "loopback"),
+        ({"callback_url": "http://127.0.0.1/"}, PolicyError, "policy.callbacks"),
+        ({"callback_url": "http://localhost./"}, PolicyError, "a loopback address"),
+        ({"callback_url": "http://0xa9fea9fe/"}, PolicyError, "169.254.169.254"),
         ({"callback_url": "http://u:p@x/"}, InvalidRequestError, "password"),
         ({"name": "a\nb"}, InvalidRequestError, "name"),
         ({"service": ({"driver": "native", "argv": [""]},)}, InvalidRequestError, "argv[0]"),
@@ -529,7 +531,7 @@ async def test_what_is_wrong_is_named_and_nothing_is_kept(fleet, nursery, fields
 
 async def test_policy_refuses_at_the_door(autojump_clock, fleet, nursery):
     (a,) = await started(fleet, nursery, "a")
-    a.refuse = "policy.native is off"
+    a.rules.refuse = "policy.native is off"
     with pytest.raises(PolicyError):
         await a.submit("true")
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from edgeorch.docker_options import OPTIONS, UNSUPPORTED, parse, split
@@ -240,7 +242,22 @@ def test_facts_of_a_harmless_container():
         (["--cap-add", "NET_ADMIN"], "capabilities", ("NET_ADMIN",)),
         (["--device", "/dev/null:/dev/x"], "devices", ("/dev/null:/dev/x",)),
         (["--gpus", "all"], "devices", ("--gpus all",)),
-        (["--device-cgroup-rule", "c 1:3 r"], "devices", ("--device-cgroup-rule c 1:3 r",)),
+        (["--device-cgroup-rule", "c 1:3 r"], "other", ("--device-cgroup-rule c 1:3 r",)),
+        (["--network", "bridge", "--network", "host"], "namespaces", ("--network host",)),
+        (["--network", "none", "--network", "container:x"], "namespaces", ("--network container:x",)),
+        (["--mount", "type=volume,src=/etc,dst=/b"], "binds", ("/etc",)),
+        (["--gpus", "driver=cdi,device=x"], "other", ("--gpus driver=cdi",)),
+        (["--link", "db"], "other", ("--link db",)),
+        (["--network", "own", "--link", "db"], "other", ()),
+        (["--cpus", "1.5"], "cpus", 1.5),
+        (["--cpu-quota", "50000"], "cpus", 0.5),
+        (["--cpu-quota", "50000", "--cpu-period", "10000"], "cpus", 5.0),
+        (["--cpu-quota=-1"], "cpus", math.inf),
+        (["--cpu-period", "10000"], "cpus", math.inf),
+        (["--cpus=-1"], "cpus", math.inf),
+        (["-m", "1g"], "memory", 1 << 30),
+        (["-m", "1g", "--memory-swap", "3g"], "memory_swap", 3 << 30),
+        (["-m", "1g", "--memory-swap=-1"], "memory_swap", math.inf),
         (["--security-opt", "seccomp=unconfined"], "security_opts", ("seccomp=unconfined",)),
         (["--security-opt", "no-new-privileges=false"], "security_opts", ("no-new-privileges=false",)),
         (["--volumes-from", "x"], "other", ("--volumes-from x",)),

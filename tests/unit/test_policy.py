@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from edgeorch import config
 from edgeorch.errors import PolicyError
-from edgeorch.model import ContainerFacts, ContainerService, NativeService
-from edgeorch.policy import Policy, load_services
-from edgeorch.services import ListedService
+from edgeorch.model import Caller, ContainerFacts, ContainerService, NativeService, TaskSpec
+from edgeorch.policy import Policy
+from edgeorch.services import ListedService, load_services
 
 IMAGE = ContainerService(image="hello-world")
 RESIZE = ListedService(
@@ -20,16 +20,23 @@ def native(*argv, **env):
     return NativeService(argv=argv, env=env)
 
 
-def check_native(settings, service, *, role="submit", other=False, name="resize", listed=(RESIZE,)):
-    policy = Policy(config.Policy(**settings), listed, node="kitchen")
-    policy.check(service, name=name, role=role, runner_is_other_user=other)
-
-
-def check_container(facts, **settings):
-    policy = Policy(config.Policy(**settings), node="kitchen")
+def check(policy, service, *, role="submit", other=False, name="x", token="laptop", facts=None, **spec):
     policy.check(
-        IMAGE, name="x", role="submit", runner_is_other_user=False, container=ContainerFacts(**facts)
+        TaskSpec(name=name, service=(service,), **spec),
+        service,
+        Caller(token=token, role=role),
+        runner_is_other_user=other,
+        container=facts,
     )
+
+
+def check_native(settings, service, *, listed=(RESIZE,), name="resize", **how):
+    check(Policy(config.Policy(**settings), listed, node="kitchen"), service, name=name, **how)
+
+
+def check_container(facts, *, image="hello-world", **settings):
+    policy = Policy(config.Policy(**settings), node="kitchen")
+    check(policy, ContainerService(image=image), facts=ContainerFacts(**facts))
 
 
 @pytest.mark.parametrize(
@@ -116,6 +123,57 @@ def test_a_service_of_the_original(program, allowed):
             check_native({"native": "listed"}, service, name="clock", listed=[listed])
 
 
+@pytest.mark.parametrize("how", ["token", "claimed"])
+@pytest.mark.parametrize(
+    ("requesters", "token", "claim", "allowed"),
+    [
+        (("curl", "app"), "app", "", "token"),
+        (("curl", "app"), "laptop", "app", "claimed"),
+        (("curl", "app"), "laptop", "", ""),
+        (("curl", "app"), "ap", "cur", ""),
+        (("curl",), "CURL", "Curl", ""),
+        ((), "app", "app", ""),
+        ((), "app", "", ""),
+        (None, "app", "", "token"),
+    ],
+)
+def test_who_may_ask_for_a_listed_service(how, requesters, token, claim, allowed):
+    listed = ListedService(name="clock", source="/a/clock.conf", program="date", requesters=requesters)
+    how_asked = {"name": "clock", "listed": [listed], "token": token}
+    if claim:
+        how_asked["metadata"] = {"ServiceRequester": claim}
+    settings = {"native": "listed", "requester": how}
+    if allowed in {"token", how}:
+        check_native(settings, native("date"), **how_asked)
+        return
+    with pytest.raises(PolicyError, match=r"/a/clock.conf does not let .* ask for it") as caught:
+        check_native(settings, native("date"), **how_asked)
+    assert caught.value.rule == "requester"
+    assert token in caught.value.hint
+    # Not who asks, but what is asked for: not said to strangers.
+    with pytest.raises(PolicyError, match="ask for it"):
+        check_native(settings, native("sh"), **how_asked)
+
+
+def test_rules_of_listed_services_have_words():
+    for name, argv, rule in (("other", "/usr/bin/resize", "service"), ("resize", "/bin/sh", "program")):
+        with pytest.raises(PolicyError) as caught:
+            check_native({"native": "listed"}, native(argv), name=name)
+        assert caught.value.rule == rule
+        assert caught.value.extra == {"key": "policy.native"}
+
+
+def test_of_two_files_one_that_fits_is_enough():
+    listed = [
+        ListedService(name="r", source="a.toml", argv=("/bin/r",), requesters=("app",)),
+        ListedService(name="r", source="b.toml", argv=("/bin/r", "-q")),
+    ]
+    check_native({"native": "listed"}, native("/bin/r", "-q"), name="r", listed=listed)
+    check_native({"native": "listed"}, native("/bin/r"), name="r", listed=listed, token="app")
+    with pytest.raises(PolicyError, match=r"a\.toml does not let laptop"):
+        check_native({"native": "listed"}, native("/bin/r"), name="r", listed=listed)
+
+
 @pytest.mark.parametrize(
     ("path", "listed", "allowed"),
     [
@@ -136,13 +194,12 @@ def test_a_service_of_the_original(program, allowed):
 )
 def test_host_paths(path, listed, allowed):
     policy = Policy(config.Policy(host_paths=listed), node="kitchen", resolve=posixpath.normpath)
-    arguments = {"name": "x", "role": "admin", "runner_is_other_user": True}
     facts = ContainerFacts(binds=(path,))
     if allowed:
-        policy.check(IMAGE, container=facts, **arguments)
+        check(policy, IMAGE, role="admin", facts=facts)
         return
     with pytest.raises(PolicyError) as caught:
-        policy.check(IMAGE, container=facts, **arguments)
+        check(policy, IMAGE, role="admin", facts=facts)
     assert caught.value.detail == f"policy.host_paths does not list {path}"
     assert caught.value.hint == "add it in edgeorch.toml on kitchen"
     assert caught.value.status == 403
@@ -165,17 +222,16 @@ def test_host_paths(path, listed, allowed):
 def test_a_mount_that_reaches_an_engine_is_privileged(path, socket):
     arguments = {"node": "kitchen", "engine_socket": "/srv/engine/docker.sock", "resolve": posixpath.normpath}
 
-    def check(**settings):
+    def tried(**settings):
         policy = Policy(config.Policy(host_paths=("/",), **settings), **arguments)
-        facts = ContainerFacts(binds=("/data", path))
-        policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
+        check(policy, IMAGE, facts=ContainerFacts(binds=("/data", path)))
 
     with pytest.raises(PolicyError) as caught:
-        check()
+        tried()
     assert caught.value.detail.startswith(f"policy.privileged is off, and the container asks for {path}, ")
     assert socket in caught.value.detail or path in {"/", "/run", "/var"}
     assert "set policy.privileged = true in edgeorch.toml on kitchen" in caught.value.hint
-    check(privileged=True)
+    tried(privileged=True)
 
 
 def test_a_link_to_an_engine_is_one_too(tmp_path):
@@ -189,10 +245,10 @@ def test_a_link_to_an_engine_is_one_too(tmp_path):
     for path, allowed in ((engine, False), (tmp_path / "link", False), (tmp_path / "other", True)):
         facts = ContainerFacts(binds=(str(path),))
         if allowed:
-            policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
+            check(policy, IMAGE, facts=facts)
             continue
         with pytest.raises(PolicyError, match="reaches the Docker socket"):
-            policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
+            check(policy, IMAGE, facts=facts)
 
 
 def test_links_on_the_host(tmp_path):
@@ -207,7 +263,7 @@ def test_links_on_the_host(tmp_path):
     def allowed(path):
         facts = ContainerFacts(binds=(str(path),))
         try:
-            policy.check(IMAGE, name="x", role="admin", runner_is_other_user=True, container=facts)
+            check(policy, IMAGE, facts=facts)
         except PolicyError:
             return False
         return True
@@ -228,9 +284,8 @@ def test_links_on_the_host(tmp_path):
     ("facts", "said"),
     [
         ({"privileged": True}, "--privileged"),
-        ({"namespaces": ("--pid host",)}, "--pid host"),
-        ({"capabilities": ("NET_ADMIN",)}, "the capability NET_ADMIN"),
-        ({"devices": ("/dev/video0",)}, "the device /dev/video0"),
+        ({"namespaces": ("--pid container:db",)}, "--pid container:db"),
+        ({"namespaces": ("--pid container:db host",)}, "--pid container:db host"),
         ({"security_opts": ("seccomp=unconfined",)}, "the security option seccomp=unconfined"),
         ({"other": ("--volumes-from db",)}, "--volumes-from db"),
     ],
@@ -238,6 +293,42 @@ def test_links_on_the_host(tmp_path):
 def test_what_reaches_beyond_the_container(facts, said):
     with pytest.raises(PolicyError, match=f"policy.privileged is off, and the container asks for {said}"):
         check_container(facts)
+    check_container(facts, privileged=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "key", "listed", "others"),
+    [
+        ({"namespaces": ("--network host",)}, "namespaces", ["network"], ["pid", "ipc", "uts", "userns"]),
+        ({"namespaces": ("--pid host",)}, "namespaces", ["pid"], ["network"]),
+        ({"capabilities": ("NET_ADMIN",)}, "capabilities", ["NET_ADMIN"], ["SYS_TIME", "NET_ADMI"]),
+        ({"capabilities": ("cap_net_admin",)}, "capabilities", ["NET_ADMIN"], []),
+        ({"capabilities": ("NET_ADMIN",)}, "capabilities", ["cap_net_admin"], []),
+        ({"capabilities": ("SYS_TIME",)}, "capabilities", ["ALL"], []),
+        ({"capabilities": ("all",)}, "capabilities", ["ALL"], ["NET_ADMIN"]),
+        (
+            {"devices": ("/dev/video0",)},
+            "devices",
+            ["/dev/video0"],
+            ["/dev/video", "/dev/video1", "/dev/vide?0"],
+        ),
+        ({"devices": ("/dev/video0:/dev/x:r",)}, "devices", ["/dev/video*"], ["/dev/x"]),
+        ({"devices": ("/dev/snd/timer",)}, "devices", ["/dev/snd"], ["/dev/*/seq", "/dev/sn"]),
+        ({"devices": ("/dev/snd",)}, "devices", ["/dev/**"], ["/dev/snd/timer"]),
+        ({"devices": ("/dev/snd/../sda",)}, "devices", [], ["/dev/snd", "/dev/**"]),
+        ({"devices": ("dev/sda",)}, "devices", [], ["/dev", "/dev/**"]),
+        ({"devices": ("--gpus all",)}, "devices", ["gpus"], ["/dev", "/dev/**"]),
+    ],
+)
+def test_what_lists_open(facts, key, listed, others):
+    for settings in ({}, {key: tuple(others)}):
+        with pytest.raises(PolicyError) as caught:
+            check_container(facts, **settings)
+        assert caught.value.detail.startswith(f"policy.{key} does not list ")
+        assert caught.value.hint == f"add it to policy.{key} in edgeorch.toml on kitchen"
+        assert caught.value.extra == {"key": f"policy.{key}"}
+    if listed:
+        check_container(facts, **{key: tuple(listed)})
     check_container(facts, privileged=True)
 
 
@@ -255,7 +346,7 @@ def test_privileged_does_not_open_host_paths():
 def test_a_harmless_container():
     check_container({})
     with pytest.raises(ValueError, match="facts"):
-        Policy(config.Policy()).check(IMAGE, name="x", role="admin", runner_is_other_user=True)
+        check(Policy(config.Policy()), IMAGE)
 
 
 def test_what_the_settings_give_away():
@@ -266,6 +357,11 @@ def test_what_the_settings_give_away():
     for path in ("/", "/etc"):
         assert "root on kitchen" in said(host_paths=(path,))[0]
     assert "policy.privileged" in said(privileged=True)[0]
+    assert said(capabilities=("NET_ADMIN",), devices=("/dev/video*", "gpus"), namespaces=("network",)) == ()
+    for name in ("all", "CAP_SYS_ADMIN"):
+        assert "policy.capabilities" in said(capabilities=(name,))[0]
+    for device in ("/dev", "/dev/sd*", "/dev/mem", "/dev/**"):
+        assert "policy.devices" in said(devices=(device,))[0]
 
 
 def write(folder, name, text):
@@ -290,7 +386,7 @@ def test_services_of_both_kinds(tmp_path):
         ListedService(
             name="resize", source=one, argv=("/usr/bin/resize",), allow_args=True, allow_env=("Q",)
         ),
-        ListedService(name="ls_srv", source=three, program="ls", allow_args=True),
+        ListedService(name="ls_srv", source=three, program="ls", allow_args=True, requesters=("curl", "50%")),
     )
 
 
@@ -346,9 +442,7 @@ def test_a_path_that_cannot_be_resolved_is_refused(tmp_path):
     policy = Policy(config.Policy(host_paths=(str(tmp_path),)), resolve=resolve)
     facts = ContainerFacts(binds=(f"{tmp_path}/closed/link",))
     with pytest.raises(PolicyError, match="host_paths"):
-        policy.check(
-            ContainerService(image="x"), name="t", role="admin", runner_is_other_user=True, container=facts
-        )
+        check(policy, IMAGE, facts=facts)
 
 
 def test_a_link_below_a_listed_folder_is_followed(tmp_path):
@@ -358,7 +452,7 @@ def test_a_link_below_a_listed_folder_is_followed(tmp_path):
     for path, allowed in ((f"{tmp_path}/link/etc", False), (f"{tmp_path}/new", True)):
         facts = ContainerFacts(binds=(path,))
         if allowed:
-            policy.check(service, name="t", role="admin", runner_is_other_user=True, container=facts)
+            check(policy, service, facts=facts)
             continue
         with pytest.raises(PolicyError, match="host_paths"):
-            policy.check(service, name="t", role="admin", runner_is_other_user=True, container=facts)
+            check(policy, service, facts=facts)
