@@ -22,7 +22,6 @@ from edgeorch.executor.admission import Refusal, Rules, tightened
 from edgeorch.executor.executor import Admission, Executor
 from edgeorch.lifecycle import Effect, TaskEvent
 from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
-from edgeorch.scheduler import why_waiting
 from edgeorch.seams import Seams
 from edgeorch.store import AttemptChange, PutRun, TaskChange
 from edgeorch.wire import Peers
@@ -108,10 +107,9 @@ class Placer:
         if entry.spec.placement.mode != "best":
             return self._plan_children(entry)
         while True:
-            ranking = self.view.rank(entry.spec, entry)
-            best = next((line for line in ranking if not line.refusal), None)
+            best, why_none = self.view.best(entry)
             if best is None:
-                return self._wait(entry, why_waiting(ranking))
+                return self._wait(entry, why_none)
             if best.node != self.view.node_id:
                 return self._plan_remote(entry, best)
             try:

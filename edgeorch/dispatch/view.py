@@ -11,7 +11,7 @@ from edgeorch.dispatch.entry import Entry
 from edgeorch.errors import NotFoundError
 from edgeorch.executor.executor import Me
 from edgeorch.model import Peer, PeerState, Ranked, TaskSpec
-from edgeorch.scheduler import Candidate, rank
+from edgeorch.scheduler import Candidate, rank, why_waiting
 from edgeorch.scoring import Promised
 from edgeorch.seams import Seams
 
@@ -19,6 +19,11 @@ LASTING_S = 60.0
 """A refusal by policy or driver is believed for this long: somebody may change the node's settings."""
 PAST_S = 2.0
 """A refusal for want of room is believed for this long where no newer sample comes."""
+
+LARGE = 64
+"""A fleet of more nodes than this is not looked at as a whole for each task."""
+SHORTLIST = 32
+"""So many of its live nodes are, by chance: the best of them is, two times of three, among the best 3 %."""
 
 _PRESENCE = {PeerState.ALIVE: 0, PeerState.SUSPECT: 1, PeerState.LEFT: 2, PeerState.DEAD: 3}
 
@@ -76,10 +81,16 @@ class View:
         """Every known node by id, this one first."""
         return {self.node_id: self.myself(), **self.membership.snapshot()}
 
-    def candidates(self, entry: Entry | None = None) -> list[Candidate]:
-        """Every known node, with this node's books and what it refused of this task."""
-        peers = self.peers()
-        promised = self.books.promised(peers)
+    def candidates(self, entry: Entry | None = None, *, few: bool = False) -> list[Candidate]:
+        """Every known node, with this node's books and what it refused of this task.
+
+        Args:
+            entry: the task.
+            few: of a large fleet only this node and a random few that are alive.
+        """
+        known = self.membership.snapshot()
+        peers = self._some(known) if few and len(known) >= LARGE else self.peers()
+        promised = self.books.promised(known)
         now = trio.current_time()
         return [
             Candidate(
@@ -91,11 +102,29 @@ class View:
             for peer in peers.values()
         ]
 
-    def rank(self, spec: TaskSpec, entry: Entry | None = None) -> tuple[Ranked, ...]:
-        """The ranking of the whole fleet for a spec."""
+    def _some(self, known: Mapping[str, Peer]) -> dict[str, Peer]:
+        """This node, and some of the others that are alive; fewer where most are not."""
+        ids = self.seams.rng.sample(list(known), min(2 * SHORTLIST, len(known)))
+        alive = [node_id for node_id in ids if known[node_id].state is PeerState.ALIVE]
+        return {self.node_id: self.myself()} | {node_id: known[node_id] for node_id in alive[:SHORTLIST]}
+
+    def best(self, entry: Entry) -> tuple[Ranked | None, str]:
+        """The node for a task; where no node can take it, None and why.
+
+        In a large fleet it is the best of a few, and of all only where none of these can take it: what a task
+        costs here does not grow with the fleet, and nodes with the same view do not all choose the same one.
+        """
+        ranking = self.rank(entry.spec, entry, few=True)
+        if all(line.refusal for line in ranking) and len(ranking) <= len(self.membership.snapshot()):
+            ranking = self.rank(entry.spec, entry)
+        best = next((line for line in ranking if not line.refusal), None)
+        return best, "" if best else why_waiting(ranking)
+
+    def rank(self, spec: TaskSpec, entry: Entry | None = None, *, few: bool = False) -> tuple[Ranked, ...]:
+        """The ranking of the fleet for a spec, of a large one as ``few`` says (``candidates``)."""
         return rank(
             spec,
-            self.candidates(entry),
+            self.candidates(entry, few=few),
             self.seams.rng,
             accepting=self.node_id,
             formula=self.scoring.formula,
