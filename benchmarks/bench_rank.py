@@ -1,4 +1,4 @@
-"""Choosing a node: what it costs in fleets of 10 to 100,000 nodes, against one of 64 that is looked at whole."""
+"""Choosing a node: what it costs in fleets of 10 to 100,000, against one of 64 that is looked at whole."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from edgeorch.config import Scoring
 from edgeorch.dispatch.books import Books
 from edgeorch.dispatch.entry import Entry
 from edgeorch.dispatch.view import View
-from edgeorch.model import NativeService, NodeInfo, Peer, PeerState, Sample, Task, TaskSpec, TaskState
+from edgeorch.model import Caller, NativeService, NodeInfo, Peer, PeerState, Sample, Task, TaskSpec, TaskState
 from edgeorch.seams import Seams
 
 TURNS = 200
