@@ -2,6 +2,7 @@
 
 import random
 import time
+from typing import Any
 
 import trio
 from _rounds import compare, options, show
@@ -61,9 +62,8 @@ def microseconds(count: int) -> float:
     """The median of choosing a node of a fleet of this size."""
     view = View(_Me(), _Membership(count), Books(), Scoring(), Seams(rng=random.Random(1)))  # type: ignore[arg-type]
     spec = TaskSpec(name="x", service=(NativeService(argv=("true",)),))
-    task = Task(
-        id="t", name="x", state=TaskState.WAITING, origin="n", created_at=0.0, spec=b"{}", caller=None
-    )  # type: ignore[arg-type]
+    about: dict[str, Any] = {"state": TaskState.WAITING, "origin": "n", "created_at": 0.0}
+    task = Task(id="t", name="x", spec=b"{}", caller=Caller(token="t", role="submit"), **about)
     entry = Entry(task=task, spec=spec, shape=b"", deadline=0.0, saved=task)
 
     async def measure() -> list[float]:
