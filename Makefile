@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 BENCHMARKS = $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
-.PHONY: help demo test lint sim lock bench clean
+.PHONY: help demo test lint sim abuse lock bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
@@ -40,6 +40,9 @@ lint: $(DEVELOPED) ## Style, types, import rules and playbooks
 sim: $(DEVELOPED) ## Simulated fleets and a seeded adversary: SEEDS=100, MINUTES=60, or SEED=42 alone
 	@$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),100) --minutes $(or $(MINUTES),60) \
 		$(if $(SEED),--seed $(SEED)) $(ARGS)
+
+abuse: $(DEVELOPED) ## Crowds at a real node, SECONDS=60 each, and what a healthy client finds meanwhile
+	@$(BIN)/python tests/abuse/abuse.py --seconds $(or $(SECONDS),60) $(ARGS)
 
 UV_COMPILE = $(BIN)/uv pip compile --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-config --quiet --custom-compile-command 'make lock'

@@ -196,7 +196,7 @@ class Outputs:
         async with send, self._from_origin(asked, child) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Chunk):
-                    await send.send(msgspec.structs.replace(piece, label=label))
+                    await send.send(msgspec.structs.replace(piece, label=label, tail=False))
 
 
 def decode(task: Task) -> TaskSpec:
@@ -215,7 +215,7 @@ def _tails(request: FollowOutput, task: Task, attempt: Attempt) -> list[Chunk]:
         return []
     kept: dict[StreamName, bytes] = {"stdout": task.stdout_tail, "stderr": task.stderr_tail}
     return [
-        Chunk(stream=name, offset=0, data=kept[name], attempt=attempt.number)
+        Chunk(stream=name, offset=0, data=kept[name], attempt=attempt.number, tail=True)
         for name in request.streams
         if kept[name]
     ]

@@ -21,7 +21,7 @@ Stream: TypeAlias = Literal["stdout", "stderr"]
 Piece: TypeAlias = tuple[Stream, int, bytes]
 """Stream, offset of the first byte in the stream as kept, bytes."""
 
-CHUNK = 65_536
+CHUNK = 32_768
 _reading = trio.CapacityLimiter(4)
 """Threads that read output files; each read is short."""
 

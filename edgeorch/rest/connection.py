@@ -44,6 +44,7 @@ class Connection(TCPServer):
     Attributes:
         scope: cancelled to cut the connection.
         idle: whether no request is under way, so that a stopping server may cut at once.
+        cut: whether the server has chosen it to be cut for another's sake.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Connection(TCPServer):
         self.tls = tls
         self.scope = trio.CancelScope()
         self.idle = True
+        self.cut = False
         self.client = parse_socket_addr(stream.socket.family, stream.socket.getpeername())
         self.server = parse_socket_addr(stream.socket.family, stream.socket.getsockname())
         self._calls = OneCall()
-        self._out = bytearray()
+        self._out: list[bytes] = []
+        self._unsent = 0
         self._due = math.inf
         self._gone = False
         self._torn = False
@@ -81,17 +84,23 @@ class Connection(TCPServer):
         except _GONE:
             pass
         except Exception:  # containment: one connection must not take the node down
-            log.exception("A connection failed unexpectedly", client=self._name)
+            log.exception("A connection failed unexpectedly", client=self.address)
         finally:
             await trio.aclose_forcefully(self.transport)
 
     @property
-    def _encrypted(self) -> bool:
-        return isinstance(self.stream, trio.SSLStream)
+    def address(self) -> str:
+        """The client's, empty where it has none."""
+        return self.client[0] if self.client else ""
 
     @property
-    def _name(self) -> str:
-        return self.client[0] if self.client else "?"
+    def waits(self) -> bool:
+        """Whether no request has arrived whole and is unanswered: cutting it costs nobody an answer."""
+        return self._calls.call is None or not self.http.request_complete
+
+    @property
+    def _encrypted(self) -> bool:
+        return isinstance(self.stream, trio.SSLStream)
 
     # Before the first request
 
@@ -110,7 +119,7 @@ class Connection(TCPServer):
                 return True
         if limit.cancelled_caught:
             return False
-        if self.tls is not None and not is_loopback(self._name):
+        if self.tls is not None and not is_loopback(self.address):
             await self._ask_for_tls()
             return False
         return True
@@ -188,7 +197,7 @@ class Connection(TCPServer):
                 call.scope, self._app_receive, call.send, trio.to_thread.run_sync, trio.from_thread.run
             )
         except Exception:  # the same containment, while there is still a way to answer
-            log.exception("A request failed unexpectedly", client=self._name)
+            log.exception("A request failed unexpectedly", client=self.address)
             await self.http.refuse(problem_of_status(500, "the node failed to answer this request"))
             self._torn = True
         if self._late:
@@ -268,21 +277,25 @@ class Connection(TCPServer):
     async def protocol_send(self, event: Event) -> None:
         """Collect what Hypercorn's protocol writes; ``flush`` sends it."""
         if isinstance(event, RawData):
-            self._out += event.data
-            if len(self._out) >= PIECE:
+            self._out.append(event.data)
+            self._unsent += len(event.data)
+            if self._unsent >= PIECE:
                 await self.flush()
 
     async def flush(self) -> None:
         """Send what was collected. A client that does not read for ``write_timeout_s`` is cut."""
-        data = bytes(self._out)
+        # What waits for a client that does not read is not copied once more.
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
         self._out.clear()
+        self._unsent = 0
         if self._gone or not data:
             return
         self._torn = True
+        view = memoryview(data)
         try:
             for start in range(0, len(data), PIECE):
                 with trio.fail_after(self.api.write_timeout_s):
-                    await self.stream.send_all(data[start : start + PIECE])
+                    await self.stream.send_all(view[start : start + PIECE])
         except (*_GONE, trio.TooSlowError):
             self._gone = True
             # The application waits in receive: closing the socket tells it.

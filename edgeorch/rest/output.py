@@ -5,19 +5,16 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-import trio
 
 from edgeorch.errors import EdgeorchError
 from edgeorch.model import Written
 from edgeorch.rest.backend import Backend
 from edgeorch.rest.problems import problem_of
 from edgeorch.rest.routes import NDJSON, Answer, Asked, Route, Shown, Sink
-from edgeorch.rest.streaming import HEAD_WAIT_S, first_error, pumped
+from edgeorch.rest.streaming import END, first_error, pumped, soon
 from edgeorch.rest.tasks import task_id_of
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
 
-HEAD_BYTES = 1 << 19
-"""Two tails of the largest ``output.tail_bytes``: more than this is no tail."""
 RAW = "application/octet-stream"
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
@@ -114,19 +111,15 @@ class OutputRoutes:
     ) -> None:
         """Show every piece, after the head, which says whether only a tail is left."""
         async with self._backend.output(request) as items, pumped(items) as pieces:
-            early: list[Chunk | OutputEnd] = []
-            size = 0
-            with trio.move_on_after(HEAD_WAIT_S):
-                async for piece in pieces:
-                    early.append(piece)
-                    size += len(piece.data) if isinstance(piece, Chunk) else 0
-                    if size > HEAD_BYTES:
-                        break
-            last = early[-1] if early else None
-            tail_only = isinstance(last, OutputEnd) and last.why == "tail-only"
+            first = await soon(pieces)
+            tail_only = (isinstance(first, Chunk) and first.tail) or (
+                isinstance(first, OutputEnd) and first.why == "tail-only"
+            )
             await sink.start({"Edgeorch-Output": "tail-only"} if tail_only else None)
-            for piece in early:
-                await show(piece)
+            if first is END:
+                return
+            if first is not None:
+                await show(first)
             async for piece in pieces:
                 await show(piece)
 

@@ -1,6 +1,7 @@
 """The REST listener: Quart-Trio on Hypercorn's protocol, where no connection can end or stop the others."""
 
 import errno
+import operator
 import socket
 import ssl
 from collections import Counter
@@ -12,16 +13,18 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 
 from edgeorch.addresses import allowed_local, is_loopback
 from edgeorch.config import Api, Node
-from edgeorch.errors import StartError
+from edgeorch.errors import EdgeorchError, StartError, TooManyRequestsError, UnavailableError
 from edgeorch.rest.connection import Connection
+from edgeorch.rest.problems import PROBLEM_TYPE, headers_of, problem_of
 
 log = structlog.get_logger()
 
-BACKLOG = 1024
+BACKLOG = 4096
+"""The system may allow less. Where it is full, whoever comes waits a second for the next try."""
 # Accepted sockets inherit these. The probes find a follower that vanished without a word within a minute.
 _INHERITED = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -30,6 +33,9 @@ _INHERITED = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
+MOST_TOLD = 16
+"""Refused connections at a time that are told why; the others of a crowd are closed at accept."""
+TOLD_S = 2.0
 LOCAL_CHECK_S = 5.0
 """How long an answer to "may this local address be used?" holds; addresses change seldom."""
 
@@ -62,6 +68,7 @@ class Server:
         self._config.keep_alive_max_requests = 1 << 62
         self._context = WorkerContext(None)
         self._connections: set[Connection] = set()
+        self._told = 0
         self._by_address: Counter[str] = Counter()
         self._local: dict[str, tuple[float, bool]] = {}
         self._accepting = trio.CancelScope()
@@ -108,18 +115,27 @@ class Server:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
+            local, client = str(stream.socket.getsockname()[0]), str(stream.socket.getpeername()[0])
+            allowed = self._allowed(local)
+            error = self._crowded(client) if allowed else None
+            if not allowed or (error is not None and self._told >= MOST_TOLD):
+                self._refused += 1
+                await trio.aclose_forcefully(stream)
+                return
             connection = Connection(
                 self._app, self._config, self._context, stream, api=self._api, tls=self._tls
             )
         except OSError:  # reset before we looked
             await trio.aclose_forcefully(stream)
             return
-        client = connection.client[0] if connection.client else ""
-        local = connection.server[0] if connection.server else ""
-        if not self._room_for(client) or not self._allowed(local):
+        if error is None:
+            await self._carry(connection)
+        else:
             self._refused += 1
-            await trio.aclose_forcefully(stream)
-            return
+            await self._tell(connection, error)
+
+    async def _carry(self, connection: Connection) -> None:
+        client = connection.address
         self._accepted += 1
         self._connections.add(connection)
         self._by_address[client] += 1
@@ -131,11 +147,56 @@ class Server:
             if not self._by_address[client]:
                 del self._by_address[client]
 
-    def _room_for(self, client: str) -> bool:
-        return (
-            len(self._connections) < self._api.max_connections
-            and self._by_address[client] < self._api.max_connections_per_address
-        )
+    def _crowded(self, client: str) -> EdgeorchError | None:
+        """Why there is no room for one more connection from this address."""
+        limit = self._api.max_connections_per_address
+        if self._by_address[client] >= limit:
+            return TooManyRequestsError(
+                f"{limit} connections from {client} are open",
+                hint="close some, or ask for a higher api.max_connections_per_address",
+            )
+        if len(self._connections) >= self._api.max_connections and not self._make_room(client):
+            return UnavailableError(
+                f"all {self._api.max_connections} connections are in use",
+                hint="try another node, or ask for a higher api.max_connections",
+            )
+        return None
+
+    def _make_room(self, client: str) -> bool:
+        """Where all are in use: the address that has most gives one up that waits for a request.
+
+        So a few addresses cannot keep out the others, however many they hold open.
+        """
+        greedy, held = max(self._by_address.items(), key=operator.itemgetter(1))
+        if held <= self._by_address[client] + 1:
+            return False
+        waiting = (one for one in self._connections if one.address == greedy and one.waits and not one.cut)
+        victim = next(waiting, None)
+        if victim is None:
+            return False
+        victim.cut = True
+        victim.scope.cancel()
+        return True
+
+    async def _tell(self, connection: Connection, error: EdgeorchError) -> None:
+        """Answer a refused connection's first request with the reason, where it comes soon."""
+
+        async def refuse(_scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+            problem = problem_of(error)
+            body = problem.encoded()
+            headers = {"Content-Type": PROBLEM_TYPE, "Content-Length": str(len(body)), "Connection": "close"}
+            headers |= headers_of(problem)
+            shown = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": problem.status, "headers": shown})
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+
+        connection.app = ASGIWrapper(refuse)
+        self._told += 1
+        try:
+            with trio.move_on_after(TOLD_S):
+                await connection.run()
+        finally:
+            self._told -= 1
 
     def _allowed(self, local: str) -> bool:
         """Whether a connection to this address of ours is wanted; named addresses always are."""

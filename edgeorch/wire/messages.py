@@ -311,6 +311,8 @@ class Chunk(Message, frozen=True, kw_only=True):
     attempt: int = 0
     label: str = ""
     """Node name, where the output of several nodes is mixed."""
+    tail: bool = False
+    """Of the last part that the origin kept: the node where the task ran does not answer."""
 
 
 class OutputEnd(Message, frozen=True, kw_only=True):

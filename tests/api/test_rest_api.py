@@ -391,7 +391,7 @@ async def test_raw_output(service, task_id):
 
 
 async def test_tail_only_is_marked(service, task_id):
-    service.backend.print(Chunk(stream="stdout", offset=9, data=b"end"), end="tail-only")
+    service.backend.print(Chunk(stream="stdout", offset=9, data=b"end", tail=True), end="tail-only")
     response, data = await service.ask("GET", f"/api/v1/tasks/{task_id}/output")
     assert response.headers["Edgeorch-Output"] == "tail-only"
     assert data == b"end"

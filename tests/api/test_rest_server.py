@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from edgeorch.config import Api, Node
 from edgeorch.errors import StartError
 from edgeorch.rest import connection
+from edgeorch.rest import server as server_module
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.server import Server, bind
@@ -375,8 +376,14 @@ async def test_certificates_rotate_live(authority):
             await stream.aclose()
 
 
-@pytest.mark.parametrize("key", ["max_connections", "max_connections_per_address"])
-async def test_connections_over_the_limit_are_closed_at_accept(key):
+LIMITS = pytest.mark.parametrize(
+    ("key", "status"), [("max_connections", b"503"), ("max_connections_per_address", b"429")]
+)
+
+
+@LIMITS
+async def test_connections_over_the_limit_are_closed_at_accept(key, status, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_TOLD", 0)
     async with serving(**{key: 2}) as running:
         kept = [await running.connect() for _ in range(2)]
         for stream in kept:
@@ -390,6 +397,70 @@ async def test_connections_over_the_limit_are_closed_at_accept(key):
         await running.still_serves()
         await kept[0].aclose()
         await kept[1].aclose()
+
+
+@LIMITS
+async def test_a_few_refused_connections_are_told_why(key, status, monkeypatch):
+    monkeypatch.setattr(server_module, "MOST_TOLD", 1)
+    async with serving(**{key: 2}) as running:
+        kept = [await running.connect() for _ in range(2)]
+        for stream in kept:
+            await stream.send_all(GET)
+            await one_answer(stream)
+        for request_ in (GET, post(SPEC)):
+            answer = await running.ask(request_)
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            assert b"\r\nretry-after: " in answer
+            assert b"application/problem+json" in answer
+            assert key.encode() in answer
+        # One that asks nothing holds the only place; whoever comes meanwhile is closed at once.
+        async with await running.connect():
+            await wait_all_tasks_blocked()
+            assert await running.ask(b"") == b""
+        assert running.backend.submitted == 0
+        for stream in kept:
+            await stream.send_all(GET)
+            await one_answer(stream)
+            await stream.aclose()
+
+
+async def connect_from(address, running):
+    stream = trio.SocketStream(trio.socket.socket())
+    await stream.socket.bind((address, 0))
+    await stream.socket.connect(running.address)
+    return stream
+
+
+async def test_one_address_makes_room_for_the_others():
+    """It holds every connection, silent, half a head, half a body, or under way: only the last is kept."""
+    async with serving(max_connections=4, body_timeout_s=60) as running:
+        task_id = await submitted(running)
+        running.backend.end = None
+        busy = await follow(running, task_id)
+        assert b"200 OK" in await busy.receive_some()
+        greedy = [await running.connect() for _ in range(3)]
+        for stream, data in zip(greedy, (b"", GET[:9], post(SPEC)[:-9]), strict=True):
+            await stream.send_all(data)
+        await wait_all_tasks_blocked(0.05)
+        others = []
+        for number in range(2):
+            stream = await connect_from(f"127.0.0.{10 + number}", running)
+            await stream.send_all(GET)
+            head, _ = await one_answer(stream)
+            assert head.startswith(b"HTTP/1.1 200")
+            others.append(stream)
+        # Two are held by one address now, which is no more than its part.
+        stream = await connect_from("127.0.0.12", running)
+        await stream.send_all(GET)
+        head, _ = await one_answer(stream)
+        assert head.startswith(b"HTTP/1.1 200")
+        async with await connect_from("127.0.0.13", running) as refused:
+            await refused.send_all(GET)
+            assert (await one_answer(refused))[0].startswith(b"HTTP/1.1 503")
+        running.backend.print(Chunk(stream="stdout", offset=0, data=b"undisturbed"))
+        assert b"undisturbed" in await busy.receive_some()
+        for one in (busy, stream, *greedy, *others):
+            await one.aclose()
 
 
 async def submitted(running):
@@ -546,11 +617,11 @@ def test_wildcard_takes_one_port_for_both_families():
 
 
 async def test_the_wildcard_listener_serves_allowed_local_addresses_only(monkeypatch):
-    from edgeorch.rest import server as module
-
     asked = []
-    monkeypatch.setattr(module, "is_loopback", lambda _: False)
-    monkeypatch.setattr(module, "allowed_local", lambda address, networks: asked.append(address) or False)
+    monkeypatch.setattr(server_module, "is_loopback", lambda _: False)
+    monkeypatch.setattr(
+        server_module, "allowed_local", lambda address, networks: asked.append(address) or False
+    )
     server = Server(None, Api(port=0), Node(networks=("192.0.2.0/24",)), None)
     async with trio.open_nursery() as nursery:
         addresses = await nursery.start(server.run)
