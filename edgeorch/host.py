@@ -1,13 +1,12 @@
 """What the machine under the node is like: its clock, and the disk below a folder."""
 
 import ctypes
-import re
 from pathlib import Path
+
+from edgeorch.mounts import MEMORY, MOUNTS, file_system
 
 STA_UNSYNC = 0x0040
 """Of adjtimex(2): nothing has set this clock, or not for a long time."""
-MOUNTS = Path("/proc/self/mountinfo")
-MEMORY = {"tmpfs", "ramfs"}
 LAYERS = {"overlay", "aufs"}
 
 
@@ -44,28 +43,7 @@ def why_volatile(folder: Path, mounts: Path = MOUNTS) -> str:
 
     An overlay is what read-only root file systems and containers write into.
     """
-    kind = _file_system(folder, mounts)
+    kind = file_system(folder, mounts)
     if kind in MEMORY:
         return f"{folder} is in memory ({kind})"
     return f"{folder} is on an {kind}, not on a disk" if kind in LAYERS else ""
-
-
-def _file_system(folder: Path, mounts: Path) -> str:
-    """The type of the file system that holds a folder, by proc_pid_mountinfo(5); empty where unknown."""
-    try:
-        lines = mounts.read_text("utf-8", "surrogateescape").splitlines()
-        wanted = folder.resolve()
-    except OSError:
-        return ""
-    found, kind = -1, ""
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        point = Path(_unescape(left.split(" ")[4]))
-        # The last mount over a place is the one that is seen.
-        if wanted.is_relative_to(point) and len(point.parts) >= found:
-            found, kind = len(point.parts), right.partition(" ")[0]
-    return kind
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), text)

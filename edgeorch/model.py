@@ -10,11 +10,15 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
+from edgeorch import secret
+
 CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 NODE_ID_LENGTH = 10
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=65536)]
 ShortText: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+# A $ alone would let a line feed follow.
+SecretName: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^{secret.NAME.pattern}$(?!\n)")]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=3.2e9)]
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Moment: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799.0)]
@@ -120,6 +124,20 @@ class Retry(Written, frozen=True, kw_only=True):
     backoff_s: Annotated[float, msgspec.Meta(ge=0, le=86400)] = 1.0
 
 
+_BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_WRITE_ONLY = msgspec.Meta(extra_json_schema={"writeOnly": True})
+
+
+class SecretBytes(Written, frozen=True, kw_only=True):
+    """The content of a secret's file where it is no text."""
+
+    base64: Annotated[bytes, msgspec.Meta(extra_json_schema={"writeOnly": True, "pattern": _BASE64})]
+
+
+SecretValue: TypeAlias = Annotated[str, _WRITE_ONLY] | SecretBytes | None
+"""Given as text or bytes; None once the node has taken it, which is all that anybody is shown."""
+
+
 class TaskSpec(Written, frozen=True, kw_only=True):
     """One request to run a service, as accepted by ``POST /api/v1/tasks``."""
 
@@ -134,6 +152,8 @@ class TaskSpec(Written, frozen=True, kw_only=True):
     on_disconnect: Literal["stop", "keep"] = "stop"
     callback_url: Annotated[str, msgspec.Meta(max_length=2048)] | None = None
     metadata: dict[ShortText, Text] = {}
+    secrets: Annotated[dict[SecretName, SecretValue], msgspec.Meta(max_length=secret.MAX_COUNT)] = {}
+    """Files in memory for the service; see ``dispatch.requests.Submission``."""
 
 
 # Tasks and attempts

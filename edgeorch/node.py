@@ -24,7 +24,7 @@ from edgeorch.dispatch.dispatch import Dispatch
 from edgeorch.dispatch.handlers import add_handlers
 from edgeorch.dispatch.outputs import Outputs
 from edgeorch.dispatch.retention import Retention
-from edgeorch.errors import EdgeorchError, StartError
+from edgeorch.errors import EdgeorchError, StartError, StorageError
 from edgeorch.executor.admission import FEATURES
 from edgeorch.executor.container import ContainerDriver
 from edgeorch.executor.driver import Driver
@@ -52,6 +52,7 @@ from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.server import Server
 from edgeorch.seams import Seams
+from edgeorch.store.sealing import Sealer
 from edgeorch.store.sqlite import SqliteStore
 from edgeorch.store.stall import StallWatch
 from edgeorch.systemd import Notify
@@ -144,6 +145,7 @@ async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.T
                 notify.status("starting: opening the database")
                 store = SqliteStore(state_dir / "edgeorch.db", seams)
                 await bottom.start(store.serve)
+                sealer = await _sealer(store, state_dir)
                 watch = StallWatch(
                     lambda: store.still_s, loaded.config.store.stall_limit_s, partial(_end_at_once, notify)
                 )
@@ -161,7 +163,7 @@ async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.T
                 for driver in drivers.values():
                     await bottom.start(driver.run)
                 async with trio.open_nursery() as services:
-                    node = _build(loaded, identity, store, drivers, rules, services, seams)
+                    node = _build(loaded, identity, store, sealer, drivers, rules, services, seams)
                     stopping.reload = node.reload
                     async with trio.open_nursery() as listeners:
                         await _start(node, services, listeners)
@@ -216,6 +218,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
     loaded: Loaded,
     identity: Identity,
     store: SqliteStore,
+    sealer: Sealer,
     drivers: Mapping[str, Driver],
     rules: NodeRules,
     services: trio.Nursery,
@@ -266,6 +269,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
     dispatch = Dispatch(
         config,
         store=store,
+        sealer=sealer,
         membership=membership,
         me=me,
         peers=links,
@@ -335,6 +339,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
             loaded,
             identity=identity,
             read_tokens=tokens.reload,
+            read_store_key=partial(sealer.reload, state_dir),
             recheck=lambda: membership.recheck(_fleet(identity)),
             self_info=self_info,
             membership=membership,
@@ -390,6 +395,21 @@ def _folders(loaded: Loaded) -> tuple[Path, Path]:
     return made[0], made[1]
 
 
+async def _sealer(store: SqliteStore, state_dir: Path) -> Sealer:
+    """The key for secrets in the store; what it does not open waits for the right key.
+
+    Raises:
+        ConfigError: the file of the key cannot be used.
+    """
+    sealer = Sealer.load(state_dir)
+    for kept in await store.sealed():
+        try:
+            sealer.open(kept.task_id, kept.sealed)
+        except StorageError as error:
+            log.error("a task waits for the key of its secrets", task=kept.task_id, fix=error.hint)  # noqa: TRY400  all is said
+    return sealer
+
+
 def _drivers(
     loaded: Loaded,
     node_id: str,
@@ -408,6 +428,7 @@ def _drivers(
             node_id=node_id,
             store_id=store_id,
             tasks_dir=tasks_dir,
+            secrets_dir=run_dir / "container-secrets",
             option_files=option_files,
             followers=max(64, slots_of(config)),
         )

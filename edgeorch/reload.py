@@ -27,6 +27,7 @@ class Reload:
         loaded: the settings that the node was started with.
         identity: the node's certificates and the revocation list.
         read_tokens: reads the tokens again.
+        read_store_key: reads the key for secrets again.
         recheck: judges every peer by the new certificates and list.
         self_info: labels, weight and end of the certificate, told to the others.
         membership: follows the seeds.
@@ -40,6 +41,7 @@ class Reload:
         *,
         identity: Identity,
         read_tokens: Callable[[], None],
+        read_store_key: Callable[[], None],
         recheck: Callable[[], None],
         self_info: SelfInfo,
         membership: Membership,
@@ -50,6 +52,7 @@ class Reload:
         self._now = loaded.config
         self._identity = identity
         self._read_tokens = read_tokens
+        self._read_store_key = read_store_key
         self._recheck = recheck
         self._self_info = self_info
         self._membership = membership
@@ -62,6 +65,7 @@ class Reload:
             *self._try("settings", self._settings),
             *self._try("certificates", self._identity.reload),
             *self._try("tokens", self._read_tokens),
+            *self._try("key of the store", self._read_store_key),
         ]
         self._health.settings = "; ".join(kept)
         self._recheck()

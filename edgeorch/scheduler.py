@@ -54,6 +54,8 @@ def mismatch(spec: TaskSpec, info: NodeInfo, *, accepting: str) -> str:
     for text in place.constraints:
         if not holds(parse(text), info):
             return f"constraint not met: {text}"
+    if spec.secrets and "secrets" not in info.features:
+        return f"its release {info.version} knows no secrets"
     if choose_service(spec.service, info.drivers) is None:
         wanted = " or ".join(dict.fromkeys(driver_of(service) for service in spec.service))
         return f"no {wanted} driver"

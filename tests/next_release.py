@@ -21,8 +21,8 @@ _LISTS = "REQUESTS: tuple[type[Message], ...]"
 _ADDITIONS = (
     (
         "model.py",
-        "    cert_expires_at: float = 0.0\n",
-        '    cert_expires_at: float = 0.0\n    mood: str = "calm"\n',
+        "    cert_expires_at: Moment = 0.0\n",
+        '    cert_expires_at: Moment = 0.0\n    mood: str = "calm"\n',
     ),
     ("model.py", _PROPERTY, '    mood: str = "calm"\n' + _PROPERTY),
     ("runner/protocol.py", "    memory: int = 0\n", '    memory: int = 0\n    mood: str = "calm"\n'),

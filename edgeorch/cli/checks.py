@@ -16,6 +16,7 @@ from edgeorch.client.endpoint import is_loopback, node_url
 from edgeorch.config import Loaded
 from edgeorch.errors import EdgeorchError, NodeUnreachableError
 from edgeorch.host import clock_synchronised, why_volatile
+from edgeorch.secret_files import SecretFiles
 
 if TYPE_CHECKING:
     from edgeorch.runner import protocol
@@ -230,6 +231,9 @@ def folders(loaded: Loaded) -> Iterator[Finding]:
             yield Finding(name, "failed", f"{there} cannot be written by this user", fix)
             continue
         yield Finding(name, "ok", str(path) if there == path else f"{path} will be made")
+        if name == "socket folder" and (missing := SecretFiles(path).missing):
+            fix = "set node.run_dir to a folder in memory, such as /run/edgeorch"
+            yield Finding("secrets", "warning", f"tasks that bring secrets cannot run here: {missing}", fix)
         if name == "state folder":
             yield _space(there)
             why = "" if loaded.config.node.volatile else why_volatile(there)

@@ -8,7 +8,7 @@ import click
 
 from edgeorch.cli import INTERRUPTED, options, show
 from edgeorch.cli.printing import Printer
-from edgeorch.cli.spec import Duration, Size, name_of, service_of
+from edgeorch.cli.spec import Duration, Size, name_of, secrets_of, service_of
 from edgeorch.client.answers import Task
 from edgeorch.client.endpoint import Endpoint
 
@@ -27,6 +27,7 @@ Examples:
   edgeorch run --image busybox --memory 64M -- sh -c 'echo $HOSTNAME'
   edgeorch run --on 'arch == arm64 and labels.zone == kitchen' -- ./resize in.jpg
   edgeorch run --all -- uptime
+  edgeorch run --secret token=token.txt -- sh -c 'upload --token-file secrets/token'
 
 The exit code is the task's own (128 + n after signal n); 1 where it has none, 5 where its time was up.
 Ctrl-C cancels the task; once more leaves at once."""
@@ -43,6 +44,14 @@ Ctrl-C cancels the task; once more leaves at once."""
 @click.option("--memory", type=Size(), default=0, metavar="SIZE", help="Memory it needs, such as 512M.")
 @click.option("--timeout", type=Duration(), metavar="TIME", help="End it after this time, such as 10m.")
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="Set a variable; repeat it.")
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A file in memory for it: /run/secrets/NAME in a container, else secrets/NAME. NAME=- reads stdin, "
+    "NAME alone the variable of that name. Repeat it.",
+)
 @click.option("--once", is_flag=True, help="At most once: no second attempt, whatever happens.")
 @click.option("-d", "--detach", is_flag=True, help="Print the task's id and leave.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but the task's own.")
@@ -62,6 +71,7 @@ def run(
     memory: int,
     timeout: float | None,
     env: tuple[str, ...],
+    secrets: tuple[str, ...],
     once: bool,
     detach: bool,
     quiet: bool,
@@ -82,6 +92,8 @@ def run(
         "resources": {"cpus": cpus, "memory": memory},
         "timeout_s": timeout,
     }
+    if secrets:
+        spec["secrets"] = secrets_of(secrets)
     if once:
         spec["retry"] = {"max_attempts": 1}
     if detach:

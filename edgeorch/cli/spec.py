@@ -1,5 +1,6 @@
 """From words on a command line, or a file, to a task spec."""
 
+import os
 import re
 import sys
 import tomllib
@@ -11,6 +12,7 @@ import click
 import msgspec
 
 from edgeorch.errors import InvalidRequestError
+from edgeorch.secret import NAME
 
 UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 TIMES = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -69,6 +71,39 @@ def name_of(image: str | None, words: Sequence[str]) -> str:
     return text[:128] or "task"
 
 
+def secrets_of(given: Sequence[str]) -> dict[str, bytes]:
+    """Secrets by name, from ``NAME=FILE``, ``NAME=-`` for stdin, or ``NAME`` for a variable.
+
+    Raises:
+        click.UsageError: a name that is none, no such variable, or stdin twice.
+        InvalidRequestError: a file cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    if sum(text.partition("=")[2] == "-" for text in given) > 1:
+        raise click.UsageError("--secret: stdin can be read once")
+    for text in given:
+        name, equals, path = text.partition("=")
+        # What is wrong may be the secret itself, so the text is not shown.
+        if not NAME.fullmatch(name):
+            raise click.UsageError("--secret: write NAME=FILE; a name has letters, digits, '_', '-' and '.'")
+        if not equals and name not in os.environ:
+            raise click.UsageError(f"--secret {name}: there is no such variable; or write {name}=FILE")
+        found[name] = _read(path) if equals else os.environb[name.encode()]
+    return found
+
+
+def _read(path: str) -> bytes:
+    """The content of a file or, for ``-``, of stdin.
+
+    Raises:
+        InvalidRequestError: it cannot be read.
+    """
+    try:
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidRequestError(f"{path}: {error.strerror}", hint="check the path") from None
+
+
 def read_spec(path: str) -> Any:  # noqa: ANN401  what is in the file: the node checks it
     """A spec, or a list of them, from a JSON or TOML file; ``-`` is stdin.
 
@@ -76,10 +111,7 @@ def read_spec(path: str) -> Any:  # noqa: ANN401  what is in the file: the node 
         InvalidRequestError: the file cannot be read, or is neither.
     """
     name = "stdin" if path == "-" else path
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidRequestError(f"{path}: {error.strerror}", hint="check the path") from None
+    data = _read(path)
     if path.endswith(".toml"):
         return _toml(data, name)
     try:

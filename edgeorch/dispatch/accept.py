@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 import trio
 
@@ -19,9 +20,10 @@ from edgeorch.errors import (
     TooLargeError,
     UnavailableError,
 )
-from edgeorch.executor.admission import Rules
+from edgeorch.executor.admission import SECRETS, Rules
 from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
-from edgeorch.store import PutKey, TaskChange
+from edgeorch.secret import MAX_BYTES, size_of
+from edgeorch.store import PutKey, PutSecrets, TaskChange
 
 log = structlog.get_logger()
 
@@ -58,6 +60,7 @@ class Acceptor:
                     f"{where}: one task has {len(one.raw)} bytes; {MAX_SPEC} are allowed",
                     hint="put large data into files or a registry, and name them in the task",
                 )
+            _check_secrets(one, f"{where}.secrets")
             self.validate(one.spec, caller, where)
         if idempotency is None:
             return await self._commit(submissions, caller, None)
@@ -67,9 +70,16 @@ class Acceptor:
         self._under_way[scope] = done = trio.Event()
         try:
             known = await self.ledger.store.key(*scope, self.ledger.seams.wall())
+            sealer = self.ledger.sealer
+            secret = any(one.secrets for one in submissions)
             if known is None:
+                if secret:
+                    body = sealer.fingerprint(idempotency.body)
+                    idempotency = msgspec.structs.replace(idempotency, body=body)
                 return await self._commit(submissions, caller, idempotency)
-            if known.body != idempotency.body:
+            if not (
+                sealer.matches(known.body, idempotency.body) if secret else known.body == idempotency.body
+            ):
                 raise KeyReusedError(
                     f"the Idempotency-Key {idempotency.key!r} was used with another body",
                     hint="use a new key for a new request",
@@ -135,6 +145,10 @@ class Acceptor:
             for submission in submissions:
                 plans.append(self._plan(submission, caller))
                 changes.extend(plans[-1].changes)
+                if submission.secrets:
+                    task_id = plans[-1].entry.task.id
+                    sealed = self.ledger.sealer.seal(task_id, submission.secrets)
+                    changes.append(PutSecrets(task_id=task_id, sealed=sealed))
             if idempotency is not None:
                 changes.append(
                     PutKey(
@@ -183,6 +197,7 @@ class Acceptor:
             created_at=seams.wall(),
             spec=submission.raw,
             priority=spec.priority,
+            requires=(SECRETS,) if spec.secrets else (),
             service_id=service_id,
         )
         entry = self.ledger.admit(task, spec)
@@ -194,6 +209,19 @@ class Acceptor:
         if not plan.changes:
             plan.changes = self.ledger.state_changes(entry)
         return plan
+
+
+def _check_secrets(submission: Submission, where: str) -> None:
+    empty = sorted(submission.spec.secrets.keys() - submission.secrets.keys())
+    if empty:
+        hint = "nodes show no secrets, so a task that was read from one does not hold them"
+        raise InvalidRequestError(f"{where}.{empty[0]} has no value", hint=hint)
+    size = size_of(submission.secrets)
+    if size > MAX_BYTES:
+        raise TooLargeError(
+            f"{where}: the secrets of one task have {size} bytes; {MAX_BYTES} are allowed",
+            hint="hand over a key, and let the service fetch what it opens",
+        )
 
 
 def _check_native(service: NativeService, where: str) -> None:

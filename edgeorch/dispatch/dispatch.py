@@ -27,6 +27,7 @@ from edgeorch.executor.executor import Executor
 from edgeorch.model import Caller, Event, Ranked, Task, TaskSpec, TaskState
 from edgeorch.seams import Seams
 from edgeorch.store import LocalStore, PutAudit, TaskFilter
+from edgeorch.store.sealing import Sealer
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
 
@@ -43,6 +44,7 @@ class Dispatch:
     Args:
         config: the node's settings.
         store: this node's database.
+        sealer: encrypts secrets for it.
         membership: the other nodes.
         me: this node's own facts, which ``nodes.NodeChanges`` can change.
         peers: ways to other nodes.
@@ -58,6 +60,7 @@ class Dispatch:
         config: Config,
         *,
         store: LocalStore,
+        sealer: Sealer,
         membership: Membership,
         me: NodeChanges,
         peers: Peers,
@@ -71,7 +74,7 @@ class Dispatch:
         self.store = store
         self.peers = peers
         self.seams = seams
-        self.ledger = Ledger(store, notifier, seams)
+        self.ledger = Ledger(store, sealer, notifier, seams)
         self.ledger.deadline_s = rules.deadline_s
         self.view = View(me, membership, self.ledger.books, config.scoring, seams)
         self.reporter = Reporter(self.ledger, self.view, peers, nursery.start_soon)

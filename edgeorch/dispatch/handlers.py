@@ -74,7 +74,7 @@ class _Asked:
     async def offer(self, sender: From, message: MakeOffer) -> Offered:
         offer = message.offer
         _check_origin(sender, offer.task_id, offer.origin)
-        return await self.executor.accept(offer)
+        return await self.executor.accept(offer, message.secrets)
 
     async def stop(self, sender: From, message: StopAttempt) -> Done:
         _check_origin(sender, message.key.rpartition(".")[0])

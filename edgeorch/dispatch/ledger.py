@@ -21,7 +21,9 @@ from edgeorch.errors import StorageError
 from edgeorch.lifecycle import EVENT_OF_STATE, Effect, TaskEvent, step_attempt, step_task, task_event
 from edgeorch.model import Attempt, AttemptState, Caller, Event, Task, TaskSpec, TaskState, attempt_of
 from edgeorch.seams import Seams
-from edgeorch.store import AttemptChange, LocalStore, PutEvent, PutTask, TaskChange
+from edgeorch.secret import Secret
+from edgeorch.store import AttemptChange, DropSecrets, LocalStore, PutEvent, PutTask, TaskChange
+from edgeorch.store.sealing import Sealer
 from edgeorch.wire.messages import RunState
 
 log = structlog.get_logger()
@@ -56,8 +58,9 @@ class Ledger:
         on_end: called with an entry whose task has ended and is on disk.
     """
 
-    def __init__(self, store: LocalStore, notifier: Notifier, seams: Seams) -> None:
+    def __init__(self, store: LocalStore, sealer: Sealer, notifier: Notifier, seams: Seams) -> None:
         self.store = store
+        self.sealer = sealer
         self.notifier = notifier
         self.seams = seams
         self.books = Books()
@@ -92,6 +95,18 @@ class Ledger:
         self.open.pop(entry.task.id, None)
         self.books.release(entry.task.id)
         self.queue.remove(entry.task.id)
+
+    async def secrets_of(self, task_id: str) -> dict[str, Secret]:
+        """The secrets of an open task: read when an attempt needs them, not kept in memory.
+
+        Raises:
+            StorageError: they cannot be read, or not opened.
+        """
+        entry = self.open.get(task_id)
+        if entry is None or not entry.spec.secrets:
+            return {}
+        owner = entry.task.parent or task_id
+        return self.sealer.open(owner, await self.store.secrets(owner))
 
     def event(self, task: Task, kind: str, **data: str | float | bool | None) -> PutEvent:
         """An event of a task, to be committed with the change that it tells of."""
@@ -161,6 +176,8 @@ class Ledger:
         if ended:
             self._hold(entry.task, -1)
         changes = self.state_changes(entry)
+        if ended and entry.spec.secrets and entry.task.parent is None:
+            changes.append(DropSecrets(task_id=entry.task.id))
         for effect in step.effects:
             if effect in (Effect.NOTIFY_STARTED, Effect.NOTIFY_ENDED):
                 kind = effect.removeprefix("notify_")

@@ -9,6 +9,7 @@ from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, NodeUnreachableError
 from edgeorch.model import PeerState, Run
+from edgeorch.secret import Secret
 from edgeorch.store import AttemptChange
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import Renew, Renewed, Report, ReportTaken, RunState
@@ -46,6 +47,10 @@ class Reporter:
         if answer is None:
             raise NodeUnreachableError(f"origin {run.offer.origin} did not answer in {REPORT_S:g} s")
         return not answer.known or answer.sequence >= state.sequence
+
+    async def secrets(self, run: Run) -> dict[str, Secret]:
+        """See ``executor.life.Origins``."""
+        return await self._ledger.secrets_of(run.offer.task_id)
 
     def progress(self, run: Run, text: str) -> None:
         """Pass on a line for people, at most two a second; a lost one does no harm."""

@@ -265,7 +265,8 @@ class Placer:
         refusal, lasting = "", False
         with trio.move_on_after(OFFER_S):
             try:
-                answer = await self.peers.call(target, MakeOffer(offer=offer))
+                secrets = await self.ledger.secrets_of(entry.task.id)
+                answer = await self.peers.call(target, MakeOffer(offer=offer, secrets=secrets))
             except NodeUnreachableError as error:
                 if not error.sent:
                     refusal = error.detail

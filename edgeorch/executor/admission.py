@@ -9,7 +9,8 @@ from edgeorch.executor.slots import Slots
 from edgeorch.model import Caller, Cap, NodeInfo, Offer, Resources, Sample, Service, TaskSpec
 from edgeorch.scheduler import choose_service, mismatch
 
-FEATURES: tuple[str, ...] = ()
+SECRETS = "secrets"
+FEATURES: tuple[str, ...] = (SECRETS,)
 """Names of what release 1 did not have; an offer that requires another one is refused by name."""
 
 UNLIMITED = Cap()

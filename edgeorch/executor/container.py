@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 import trio
 
@@ -16,6 +17,7 @@ from edgeorch.docker_options import parse
 from edgeorch.errors import DockerOptionError, DriverError
 from edgeorch.executor import container_body as body
 from edgeorch.executor.container_link import EngineLink
+from edgeorch.executor.container_secrets import ContainerSecrets
 from edgeorch.executor.container_state import REMOVED, Creation, NameTakenError, Watched
 from edgeorch.executor.container_watch import Watch
 from edgeorch.executor.driver import Available, Launch, Progress
@@ -47,6 +49,7 @@ class ContainerDriver:
         node_id: this node.
         store_id: this node's store; containers of another store are left alone.
         tasks_dir: output goes to ``tasks_dir/KEY/stdout`` and ``stderr``.
+        secrets_dir: secrets go to ``secrets_dir/KEY/NAME``; must be in memory.
         option_files: whether options may read files of the node.
         followers: how many outputs are read at a time; each takes a thread, so give at least the slots.
         lost_after_s: an Engine away for so long counts its containers as lost.
@@ -62,6 +65,7 @@ class ContainerDriver:
         store_id: str,
         tasks_dir: Path,
         *,
+        secrets_dir: Path | None = None,
         option_files: Callable[[], bool] = bool,
         followers: int = FOLLOWERS,
         lost_after_s: float = LOST_AFTER_S,
@@ -70,6 +74,7 @@ class ContainerDriver:
         self._node_id = node_id
         self._store_id = store_id
         self._tasks_dir = tasks_dir
+        self._secrets = ContainerSecrets(secrets_dir, host)
         self._option_files = option_files
         self._lost_after_s = lost_after_s
         self._followers = trio.CapacityLimiter(followers)
@@ -90,8 +95,8 @@ class ContainerDriver:
 
     @property
     def available(self) -> Available:
-        """Whether an Engine answers, and its version."""
-        return self._link.available
+        """Whether an Engine answers, its version, and whether containers can be given secrets."""
+        return msgspec.structs.replace(self._link.available, no_secrets=self._secrets.missing)
 
     @property
     def changed(self) -> trio.Event:
@@ -152,6 +157,7 @@ class ContainerDriver:
             ref, settings, stream = await self._link.call(partial(self._create, creation, launch))
         except BaseException:
             self._watch.remove_soon(creation.abandon())
+            self._secrets.take_back(launch.key)
             raise
         if stream is None:
             return self._watch.adopt(self._handle(ref, launch.key)).handle
@@ -171,6 +177,7 @@ class ContainerDriver:
         except BaseException:
             self._watch.forget(ref)
             self._watch.remove_soon(ref)
+            self._secrets.take_back(launch.key)
             raise
         self._watch.started(watched)
         return watched.handle
@@ -190,6 +197,7 @@ class ContainerDriver:
             (self._tasks_dir / launch.key).mkdir(parents=True, exist_ok=True, mode=0o750)
         except OSError as error:
             raise DriverError(f"cannot make the folder of the output: {error.strerror}") from error
+        self._secrets.give(engine, launch, settings)
         name = body.name_of(launch.key)
         try:
             ref, stream = creation.run(engine, name, settings)
@@ -216,6 +224,7 @@ class ContainerDriver:
         if watched.copied is not None:
             with trio.move_on_after(_OUTPUT_GRACE_S):
                 await watched.copied.wait()
+        self._secrets.take_back_from(handle)
         return watched.exit or REMOVED
 
     async def _give_up(self, watched: Watched) -> None:
@@ -261,15 +270,18 @@ class ContainerDriver:
     async def destroy(self, handle: Handle) -> None:
         """Remove the container; one that cannot be removed now is removed when the Engine is back."""
         self._watch.forget(handle.ref)
+        self._secrets.take_back_from(handle)
         await self._watch.remove(handle.ref)
 
     async def recover(self) -> Mapping[str, Handle]:
         """Containers of this node and store, by key. Without an Engine nothing; see ``_end_strays``."""
         try:
-            return await self._list()
+            found = await self._list()
         except DriverError:
             self._blind = True
             return {}
+        self._secrets.sweep(found.keys())
+        return found
 
     async def renew(self, keys: Mapping[str, float]) -> None:
         """The Engine knows no leases: when the daemon is gone, containers go on until it is back."""
@@ -293,6 +305,7 @@ class ContainerDriver:
         """Remove what ``recover`` would have listed, had there been an Engine, and nobody waits for."""
         try:
             found = await self._list()
+            self._secrets.sweep(found.keys())
             strays = [handle.ref for handle in found.values() if handle.ref not in self._watch]
             await trio.sleep(STRAYS_AFTER_S)
         except DriverError:

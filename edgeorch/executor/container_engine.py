@@ -123,6 +123,18 @@ class Engine:
                 return False
             return True
 
+    def user_of(self, image: str) -> str:
+        """The user that an image says its process has; empty: root."""
+        with _translated(image):
+            found = self._client.inspect_image(image)  # type: ignore[no-untyped-call]  # as above
+            return str((found.get("Config") or {}).get("User") or "")
+
+    def remaps_users(self) -> bool:
+        """Whether root in a container is another user on the host."""
+        with _translated():
+            options = self._client.info().get("SecurityOptions") or []
+            return any(option.startswith(("name=userns", "name=rootless")) for option in options)
+
     def open_pull(self, image: str) -> EngineStream:
         """Begin to fetch an image; ``follow_pull`` sees it through.
 

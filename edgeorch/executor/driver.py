@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import msgspec
 import trio
 
 from edgeorch.model import Exit, Handle, Kept, Service
+from edgeorch.secret import Secret
 
 
 class Launch(Kept, frozen=True, kw_only=True):
@@ -24,6 +26,8 @@ class Launch(Kept, frozen=True, kw_only=True):
     """Bytes kept per stream."""
     lease_s: float | None = None
     """First lease; the driver's ``renew`` extends it. None: no lease."""
+    secrets: dict[str, Secret] = msgspec.field(default_factory=dict)
+    """Become files in memory that are gone when ``wait`` has returned."""
 
 
 class Available(Kept, frozen=True, kw_only=True):
@@ -34,6 +38,8 @@ class Available(Kept, frozen=True, kw_only=True):
     hint: str = ""
     limits: tuple[str, ...] = ()
     """What limits a native service's resources: ``NodeInfo.limits``."""
+    no_secrets: str = ""
+    """Why services cannot be given secrets; empty where they can."""
     isolation: str = ""
     """What keeps native services apart: ``NodeInfo.task_isolation``."""
 

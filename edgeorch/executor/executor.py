@@ -26,7 +26,9 @@ from edgeorch.model import (
     TaskSpec,
 )
 from edgeorch.output import tail
+from edgeorch.scheduler import driver_of
 from edgeorch.seams import Seams
+from edgeorch.secret import Secret
 from edgeorch.store import AttemptStore, PutRun
 from edgeorch.wire.messages import Offered, RunState
 
@@ -52,7 +54,15 @@ class Admission:
     Leave the ``with`` block without ``launch`` and the slot is free again.
     """
 
-    def __init__(self, run: Run, spec: TaskSpec, service: Service, reservation: Reservation) -> None:
+    def __init__(
+        self,
+        run: Run,
+        spec: TaskSpec,
+        service: Service,
+        reservation: Reservation,
+        secrets: Mapping[str, Secret],
+    ) -> None:
+        self.secrets = secrets
         self.run = run
         self.spec = spec
         self.service = service
@@ -148,41 +158,55 @@ class Executor:
         """Attempts that run or whose end is not yet acknowledged, by key."""
         return self._lives
 
-    def admit(self, offer: Offer) -> Admission:
+    def admit(self, offer: Offer, secrets: Mapping[str, Secret] | None = None) -> Admission:
         """Hold a slot for the offer; nothing is written or started.
+
+        Args:
+            offer: what the origin asks.
+            secrets: what came with it; None: the origin is this node, which has them.
 
         Raises:
             Refusal: this node does not take it.
         """
         try:
             spec, service = decide(offer, self.me.info, self.me.sample(), self.slots, self._rules)
+            self._check_secrets(spec, service, secrets)
         except Refusal:
             self.refused += 1
             raise
         run = Run(
             offer=tightened(offer, self._rules.cap(offer.caller)),
             state=AttemptState.PREPARING,
-            driver=str(type(service).__struct_config__.tag),
+            driver=driver_of(service),
             accepted_at=self.seams.wall(),
             sequence=1,
         )
-        return Admission(run, spec, service, self.slots.reserve(spec.resources))
+        return Admission(run, spec, service, self.slots.reserve(spec.resources), secrets or {})
+
+    def _check_secrets(self, spec: TaskSpec, service: Service, secrets: Mapping[str, Secret] | None) -> None:
+        if not spec.secrets:
+            return
+        driver = self.drivers.get(driver_of(service))
+        if driver is not None and (why := driver.available.no_secrets):
+            raise Refusal(f"{self.me.info.name} cannot take secrets: {why}", cause="unsupported")
+        if secrets is not None and secrets.keys() != spec.secrets.keys():
+            raise Refusal("the task's secrets did not come with the offer", cause="unsupported")
 
     def launch(self, admission: Admission) -> None:
         """Start an admitted attempt, whose run is on disk now. Its slot goes to the attempt's task."""
-        life = Life(self, admission.run, admission.spec, admission.service)
+        life = Life(self, admission.run, admission.spec, admission.service, secrets=admission.secrets)
         self._start(life, admission.reservation, None)
         admission.launched = True
         self.accepted += 1
 
-    async def accept(self, offer: Offer) -> Offered:
+    async def accept(self, offer: Offer, secrets: Mapping[str, Secret]) -> Offered:
         """Answer another node's offer; accepted means that the attempt is on disk and will be started."""
         if offer.key in self._lives:
             return Offered(accepted=True)
         admitting = self._admitting.get(offer.key)
         if admitting is None:
             try:
-                admission = self.admit(offer)
+                admission = self.admit(offer, secrets)
             except Refusal as refusal:
                 return Offered(
                     accepted=False, cause=refusal.cause, reason=refusal.detail, sample=self.me.sample()

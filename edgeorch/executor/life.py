@@ -1,7 +1,7 @@
 """One attempt on its target: prepare, start, wait, end, report; a linear story under one cancel scope."""
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -12,6 +12,7 @@ from edgeorch.errors import DriverError, EdgeorchError, StorageError
 from edgeorch.executor.driver import Driver, Launch
 from edgeorch.model import AttemptState, Exit, Handle, Run, Service, TaskSpec
 from edgeorch.scheduler import driver_of
+from edgeorch.secret import Secret
 from edgeorch.store import AttemptChange, DropRun, PutRun
 from edgeorch.wire.messages import RunState
 
@@ -46,6 +47,14 @@ class Origins(Protocol):
         """
         ...
 
+    async def secrets(self, run: Run) -> dict[str, Secret]:
+        """The secrets of a task whose origin is this node.
+
+        Raises:
+            StorageError: they cannot be read, or not opened.
+        """
+        ...
+
     def progress(self, run: Run, text: str) -> None:
         """Pass on a line for people; may be dropped."""
         ...
@@ -69,8 +78,11 @@ class Life:
         spec: TaskSpec,
         service: Service | None,
         *,
+        secrets: Mapping[str, Secret] | None = None,
         recovered: bool = False,
     ) -> None:
+        self._secrets = dict(secrets or {})
+        """Of another node's task, until it is started; never on a disk."""
         self.recovered = recovered
         self.executor = executor
         self.run = run
@@ -215,7 +227,7 @@ class Life:
         if self.service is None:
             raise AssertionError("checked by the caller")
         driver = self.executor.drivers[self.run.driver]
-        launch = self._launch(self.service)
+        launch = self._launch(self.service, await self._take_secrets())
         started: Handle | None = None
         failure: DriverError | None = None
         async with trio.open_nursery() as nursery:
@@ -242,6 +254,20 @@ class Life:
             log.info("started", key=self.key, peer=self._origin, driver=self.run.driver)
         await self._advance(AttemptState.RUNNING, handle=started, started_at=self.executor.seams.wall())
         return started
+
+    async def _take_secrets(self) -> dict[str, Secret]:
+        """The secrets for the start.
+
+        Raises:
+            DriverError: the origin is this node, and its store does not give them.
+        """
+        if self.remote or not self.spec.secrets:
+            held, self._secrets = self._secrets, {}
+            return held
+        try:
+            return await self.executor.origins.secrets(self.run)
+        except EdgeorchError as error:
+            raise DriverError(error.detail, hint=error.hint, reason="driver_unavailable") from None
 
     async def _watch(self, handle: Handle) -> Exit:
         """Wait for the end, or bring it about when the timeout, the lease or somebody asks for it."""
@@ -309,7 +335,7 @@ class Life:
             return "the task's deadline has passed"
         return f"ran longer than {'policy.max_' if self.spec.timeout_s is None else ''}timeout_s = {limit:g}"
 
-    def _launch(self, service: Service) -> Launch:
+    def _launch(self, service: Service, secrets: dict[str, Secret]) -> Launch:
         offer = self.run.offer
         return Launch(
             key=self.key,
@@ -325,6 +351,7 @@ class Life:
             memory=self.spec.resources.memory or offer.cap.memory,
             output_max=self.executor.output_max,
             lease_s=offer.lease_s if self.remote else None,
+            secrets=secrets,
         )
 
     @property

@@ -119,6 +119,7 @@ class NativeDriver:
                 lease_s=launch.lease_s,
                 cpus=launch.cpus,
                 memory=launch.memory,
+                secrets=launch.secrets,
             )
 
         try:
@@ -263,7 +264,12 @@ class NativeDriver:
             if self._known.get(key, _GONE) is not None:
                 self._watched.pop(key).set()
         self._set_available(
-            Available(version=welcome.version, limits=welcome.limits, isolation=welcome.isolation)
+            Available(
+                version=welcome.version,
+                limits=welcome.limits,
+                isolation=welcome.isolation,
+                no_secrets=welcome.no_secrets,
+            )
         )
         self._link = link
         self._linked.set()

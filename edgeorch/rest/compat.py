@@ -121,7 +121,7 @@ class CompatRoutes:
         if not request.service_info:
             return _failed(NO_DEVICE, name, "ServiceInfo is empty")
         raw = msgspec.json.encode(spec_of(request))
-        submission = Submission(spec=decoded(raw, TaskSpec), raw=raw, service_id=True)
+        submission = Submission.of(decoded(raw, TaskSpec), raw, service_id=True)
         idempotency = Idempotency(key=key, body=hashlib.sha256(asked.body).digest()) if key else None
         (task,) = await self._backend.submit([submission], asked.caller, idempotency)
         task = await self._backend.wait_placed(task.id, PLACE_S)

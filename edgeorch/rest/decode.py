@@ -55,10 +55,10 @@ def submissions_of(body: bytes) -> tuple[list[Submission], bool]:
         InvalidRequestError: with the JSON path of what is wrong.
     """
     if not body.lstrip(b" \t\r\n").startswith(b"["):
-        return [Submission(spec=decoded(body, TaskSpec), raw=body)], False
+        return [Submission.of(decoded(body, TaskSpec), body)], False
     parts: list[msgspec.Raw] = decoded(body, Annotated[list[msgspec.Raw], NOT_EMPTY])
     return [
-        Submission(spec=decoded(bytes(part), TaskSpec, at=f"$[{index}]"), raw=bytes(part))
+        Submission.of(decoded(bytes(part), TaskSpec, at=f"$[{index}]"), bytes(part))
         for index, part in enumerate(parts)
     ], True
 

@@ -21,6 +21,7 @@ from edgeorch.runner.limits import Limits
 from edgeorch.runner.protocol import Welcome
 from edgeorch.runner.records import Records
 from edgeorch.runner.server import Server
+from edgeorch.secret_files import SecretFiles
 
 if TYPE_CHECKING:
     from edgeorch.runner.landlock import Landlock
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         attempts.shutdown(options.grace_s)
 
     server = Server(loop, options.socket.absolute(), allowed, options.linger_s, leave)
-    attempts = Attempts(loop, records, limits, landlock, server.tell_exit)
+    secrets = SecretFiles(options.socket.absolute().parent / "secrets")
+    attempts = Attempts(loop, records, secrets, limits, landlock, on_exit=server.tell_exit)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.on_signal(number, leave)
     welcome = Welcome(
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work_dir=str(work_dir),
         limits=limits.kept,
         isolation="none" if landlock is None else "landlock",
+        no_secrets=secrets.missing,
     )
     try:
         server.listen(attempts, welcome)

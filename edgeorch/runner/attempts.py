@@ -17,6 +17,8 @@ from edgeorch.runner.limits import Group, Limits
 from edgeorch.runner.loop import READABLE, Loop, now
 from edgeorch.runner.protocol import Ended, Known
 from edgeorch.runner.records import Records
+from edgeorch.secret import VARIABLE
+from edgeorch.secret_files import SecretFiles
 
 if TYPE_CHECKING:
     from edgeorch.runner.landlock import Landlock
@@ -61,6 +63,7 @@ class Attempts:
     Args:
         loop: stopped when a shutdown is complete.
         records: what is kept of them on disk.
+        secrets: what is kept of them in memory.
         limits: what can be limited here.
         landlock: keeps their services out of each other's folders; None: nothing does.
         on_exit: called for each that ends.
@@ -70,17 +73,22 @@ class Attempts:
         self,
         loop: Loop,
         records: Records,
+        secrets: SecretFiles,
         limits: Limits,
         landlock: "Landlock | None",
+        *,
         on_exit: Callable[[str, Ended], None],
     ) -> None:
         self._loop = loop
         self._records = records
+        self._secrets = secrets
         self._limits = limits
         self._landlock = landlock
         self._on_exit = on_exit
         self._live: dict[str, Attempt] = {}
         self._ended: dict[str, Ended] = dict(records.recover())
+        # Whoever had been given them is gone now.
+        secrets.sweep()
         self._mains: dict[int, Attempt] = {}
         self._helpers: set[int] = set()
         self._changed = False
@@ -118,6 +126,7 @@ class Attempts:
         work = folder / "work"
         family = tree.Family(request.key, spawn.marker(work), since=int(now() * tree.TICKS), main=None)
         env = spawn.environment(os.environ, request.env, work)
+        own = [work]
         pipes: list[tuple[int, int]] = []
         files: list[CappedFile] = []
         try:
@@ -125,10 +134,14 @@ class Attempts:
                 pipes.append(os.pipe())
                 os.set_blocking(pipes[-1][0], False)
                 files.append(CappedFile(folder / name, request.output_max))
+            if request.secrets:
+                own.append(self._secrets.write(request.key, request.secrets))
+                (work / "secrets").symlink_to(own[-1])
+                env[VARIABLE] = str(work / "secrets")
             ends = (self._null, pipes[0][1], pipes[1][1])
             with self._limits.entered(request.key, request.cpus, request.memory) as group:
                 main = spawn.spawn(
-                    request.argv, env, work, ends, open_files=self._open_files, landlock=self._landlock
+                    request.argv, env, own, ends, open_files=self._open_files, landlock=self._landlock
                 )
             self._limit(main, group, request)
         except BaseException:
@@ -136,6 +149,7 @@ class Attempts:
                 os.close(reading)
             for file in files:
                 file.close()
+            self._secrets.remove(request.key)
             self._records.discard(request.key)
             raise
         finally:
@@ -316,6 +330,7 @@ class Attempts:
             return
         for fd in list(attempt.outputs):
             self._close(attempt, fd)
+        self._secrets.remove(attempt.key)
         ended = _ended(attempt)
         if attempt.group is not None:
             attempt.group.remove()
@@ -336,7 +351,7 @@ class Attempts:
         argv = ("rm", "-rf", "--", *map(str, left))
         env = spawn.environment(os.environ, {}, Path("/"))
         try:
-            pid = spawn.spawn(argv, env, Path("/"), (self._null,) * 3, open_files=self._open_files)
+            pid = spawn.spawn(argv, env, [Path("/")], (self._null,) * 3, open_files=self._open_files)
         except spawn.SpawnError as error:
             log(f"cannot remove {left[0]}: {error.detail}")
         else:

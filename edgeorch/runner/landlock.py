@@ -79,17 +79,17 @@ class Landlock:
                 return
             self._rights = _RIGHTS[min(self.abi, max(_RIGHTS))] & ~_READ_DIR
             # Version and rules may be there where the last step is forbidden.
-            self.within(next(iter(self._closed)), lambda: 0)
+            self.within((next(iter(self._closed)),), lambda: 0)
         except OSError as error:
             self.missing = f"this kernel has no Landlock for us: {error.strerror}"
 
-    def within(self, work: Path, start: Callable[[], int]) -> int:
-        """Call ``start`` in a thread that sees of the closed folders only ``work``; what it returns.
+    def within(self, own: Collection[Path], start: Callable[[], int]) -> int:
+        """Call ``start`` in a thread that sees of the closed folders only ``own``; what it returns.
 
         Raises:
             OSError: the restrictions cannot be had, or what ``start`` raises.
         """
-        ruleset = self._ruleset(work)
+        ruleset = self._ruleset(own)
         results: list[int] = []
         errors: list[Exception] = []
 
@@ -114,14 +114,14 @@ class Landlock:
             raise errors[0]
         return results[0]
 
-    def _ruleset(self, work: Path) -> int:
+    def _ruleset(self, own: Collection[Path]) -> int:
         self._refresh()
         size = ctypes.sizeof(_Ruleset) if self.abi >= _SCOPED else ctypes.sizeof(ctypes.c_uint64)
         ruleset = _call(_CREATE_RULESET, ctypes.byref(_Ruleset(self._rights, 0, _SCOPE_SIGNAL)), size)
         try:
             for rule in self._kept:
                 _call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule))
-            for path in (*self._mounts, str(work)):
+            for path in (*self._mounts, *map(str, own)):
                 with suppress(FileNotFoundError):
                     rule = self._rule(path)
                     try:

@@ -9,6 +9,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from edgeorch.secret import Secret
+
 MAX_FRAME = 4 << 20
 """Bytes. Linux takes at most 2 MiB of arguments and environment together, so every valid start fits."""
 UNASKED = 0
@@ -44,6 +46,8 @@ class Start(_Message, frozen=True, kw_only=True):
     lease_s: float | None = None
     cpus: float = 0.0
     memory: int = 0
+    secrets: dict[str, Secret] = {}
+    """Become files in memory, and are in no other place."""
 
 
 class Stop(_Message, frozen=True, kw_only=True):
@@ -89,6 +93,8 @@ class Welcome(_Message, frozen=True, kw_only=True):
     work_dir: str
     limits: tuple[str, ...] = ()
     isolation: str = "none"
+    no_secrets: str = "the runner's release knows no secrets"
+    """Why services cannot be given secrets; empty where they can."""
 
 
 class Started(_Message, frozen=True, kw_only=True):

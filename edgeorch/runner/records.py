@@ -60,6 +60,7 @@ class Records:
         for name in ("stdout", "stderr"):
             (folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            (folder / "work" / "secrets").unlink(missing_ok=True)
             (folder / "work").rmdir()
             folder.rmdir()
 

@@ -99,7 +99,7 @@ def _refuse(shown: str, place: Path) -> None:
 def spawn(
     argv: Sequence[str],
     env: Mapping[str, str],
-    work: Path,
+    folders: Sequence[Path],
     files: Sequence[int],
     *,
     open_files: int,
@@ -114,7 +114,7 @@ def spawn(
     Args:
         argv: program and arguments.
         env: the whole environment.
-        work: the working folder.
+        folders: the program's own, the working folder first.
         files: descriptors that become stdin, stdout and stderr.
         open_files: the service's soft limit of open files.
         landlock: keeps the program out of other services' folders.
@@ -125,7 +125,7 @@ def spawn(
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     umask = os.umask(_SERVICE_UMASK)
     try:
-        os.chdir(work)
+        os.chdir(folders[0])
         program = find(argv[0], env.get("PATH", DEFAULT_PATH))
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
         start = functools.partial(
@@ -138,7 +138,7 @@ def spawn(
             setsigmask=(),
             setsigdef=_DEFAULT_SIGNALS,
         )
-        return start() if landlock is None else landlock.within(work, start)
+        return start() if landlock is None else landlock.within(folders, start)
     except OSError as error:
         raise _explain(argv[0], error) from None
     except ValueError as error:

@@ -1,8 +1,8 @@
 """What a node must not forget: two protocols and the changes that they take.
 
-``TaskStore`` is the origin's memory (tasks, idempotency keys, events, callbacks, audit). ``AttemptStore`` is
-the target's (what runs here, reports not yet acknowledged) and is always local. Both take a list of changes
-as one transaction; when ``commit`` returns, the changes survive power loss.
+``TaskStore`` is the origin's memory (tasks, sealed secrets, idempotency keys, events, callbacks, audit).
+``AttemptStore`` is the target's (what runs here, reports not yet acknowledged) and is always local. Both take
+a list of changes as one transaction; when ``commit`` returns, the changes survive power loss.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ class PutTask(Kept, frozen=True, kw_only=True):
 
 
 class DropTask(Kept, frozen=True, kw_only=True):
-    """Forget an ended task, with its events."""
+    """Forget an ended task, with its events and secrets."""
 
     task_id: str
 
@@ -77,6 +77,19 @@ class PutAudit(Kept, frozen=True, kw_only=True):
     subject: str
 
 
+class PutSecrets(Kept, frozen=True, kw_only=True):
+    """Keep the secrets of a task or of a parent for all its children, sealed."""
+
+    task_id: str
+    sealed: bytes
+
+
+class DropSecrets(Kept, frozen=True, kw_only=True):
+    """The task has ended: nobody needs its secrets any more."""
+
+    task_id: str
+
+
 class PutRun(Kept, frozen=True, kw_only=True):
     """Insert or replace what this node runs for an origin."""
 
@@ -89,7 +102,9 @@ class DropRun(Kept, frozen=True, kw_only=True):
     key: str
 
 
-TaskChange: TypeAlias = PutTask | DropTask | PutEvent | PutKey | PutCallback | DropCallback | PutAudit
+TaskChange: TypeAlias = (
+    PutTask | DropTask | PutEvent | PutKey | PutCallback | DropCallback | PutAudit | PutSecrets | DropSecrets
+)
 AttemptChange: TypeAlias = PutRun | DropRun
 
 
@@ -148,6 +163,14 @@ class TaskStore(Protocol):
 
     async def audit(self, limit: int) -> list[PutAudit]:
         """The newest audit records, newest first."""
+        ...
+
+    async def secrets(self, task_id: str) -> bytes | None:
+        """The sealed secrets of a task that has not ended."""
+        ...
+
+    async def sealed(self) -> list[PutSecrets]:
+        """All of them."""
         ...
 
     async def prune(self, ended_before: float) -> list[str]:

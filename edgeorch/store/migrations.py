@@ -60,6 +60,11 @@ STEPS = (
             CREATE TABLE runs (key TEXT PRIMARY KEY, accepted_at REAL NOT NULL, body BLOB NOT NULL);
         """,
     ),
+    Step(
+        number=2,
+        compatible=1,
+        sql="CREATE TABLE secrets (task TEXT PRIMARY KEY, body BLOB NOT NULL)",
+    ),
 )
 
 

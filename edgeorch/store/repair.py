@@ -29,6 +29,7 @@ _TABLES: dict[str, Callable[[bytes], TaskChange | AttemptChange]] = {
     "keys": rows.KEY.decode,
     "callbacks": lambda body: PutCallback(callback=rows.CALLBACK.decode(body)),
     "audit": rows.AUDIT.decode,
+    "secrets": rows.SECRETS.decode,
 }
 """How a row of each table becomes a change again; events keep their numbers and go their own way."""
 

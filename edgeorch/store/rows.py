@@ -13,12 +13,14 @@ from edgeorch.store import (
     Callback,
     DropCallback,
     DropRun,
+    DropSecrets,
     DropTask,
     PutAudit,
     PutCallback,
     PutEvent,
     PutKey,
     PutRun,
+    PutSecrets,
     PutTask,
     TaskChange,
     TaskFilter,
@@ -47,11 +49,23 @@ _PUT_CALLBACK = """INSERT INTO callbacks (id, created_at, body) VALUES (?, ?, ?)
 _PUT_RUN = """INSERT INTO runs (key, accepted_at, body) VALUES (?, ?, ?)
     ON CONFLICT (key) DO UPDATE SET accepted_at = excluded.accepted_at, body = excluded.body"""
 
+_PUT_SECRETS = """INSERT INTO secrets (task, body) VALUES (?, ?)
+    ON CONFLICT (task) DO UPDATE SET body = excluded.body"""
+_DROPS: dict[type, str] = {
+    DropRun: "DELETE FROM runs WHERE key = ?",
+    DropCallback: "DELETE FROM callbacks WHERE id = ?",
+    DropSecrets: "DELETE FROM secrets WHERE task = ?",
+}
+DROP_STRAY_SECRETS = """DELETE FROM secrets WHERE task NOT IN
+    (SELECT id FROM tasks WHERE state IN ('waiting', 'placing', 'running'))"""
+"""Left by a release that does not know the table."""
+
 _encode = msgspec.msgpack.Encoder().encode
 TASK = msgspec.msgpack.Decoder(Task)
 EVENT = msgspec.msgpack.Decoder(Event)
 KEY = msgspec.msgpack.Decoder(PutKey)
 CALLBACK = msgspec.msgpack.Decoder(Callback)
+SECRETS = msgspec.msgpack.Decoder(PutSecrets)
 AUDIT = msgspec.msgpack.Decoder(PutAudit)
 RUN = msgspec.msgpack.Decoder(Run)
 
@@ -81,18 +95,19 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:
             yield PUT_EVENT, (event.task, _encode(event))
         case PutRun(run=run):
             yield _PUT_RUN, (run.offer.key, run.accepted_at, _encode(run))
-        case DropRun(key=key):
-            yield "DELETE FROM runs WHERE key = ?", (key,)
+        case DropRun(key=name) | DropCallback(id=name) | DropSecrets(task_id=name):
+            yield _DROPS[type(change)], (name,)
         case PutKey():
             yield _PUT_KEY, (change.scope, change.key, change.expires_at, _encode(change))
         case PutCallback(callback=callback):
             yield _PUT_CALLBACK, (callback.id, callback.created_at, _encode(callback))
-        case DropCallback(id=number):
-            yield "DELETE FROM callbacks WHERE id = ?", (number,)
         case PutAudit():
             yield "INSERT INTO audit (at, body) VALUES (?, ?)", (change.at, _encode(change))
+        case PutSecrets(task_id=task_id):
+            yield _PUT_SECRETS, (task_id, _encode(change))
         case DropTask(task_id=task_id):
             yield "DELETE FROM events WHERE task = ?", (task_id,)
+            yield _DROPS[DropSecrets], (task_id,)
             yield "DELETE FROM tasks WHERE id = ?", (task_id,)
 
 

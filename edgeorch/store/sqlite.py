@@ -25,6 +25,7 @@ from edgeorch.store import (
     DropTask,
     PutAudit,
     PutKey,
+    PutSecrets,
     TaskChange,
     TaskFilter,
     events_of,
@@ -231,12 +232,23 @@ class SqliteStore:
         sql = "SELECT body FROM audit ORDER BY number DESC LIMIT ?"
         return await self._read(lambda db: _all(db, rows.AUDIT, sql, (max(limit, 0),)))
 
+    async def secrets(self, task_id: str) -> bytes | None:
+        """See ``TaskStore``."""
+        sql = "SELECT body FROM secrets WHERE task = ?"
+        found = await self._read(lambda db: _one(db, rows.SECRETS, sql, task_id))
+        return found.sealed if found else None
+
+    async def sealed(self) -> list[PutSecrets]:
+        """See ``TaskStore``."""
+        return await self._read(lambda db: _all(db, rows.SECRETS, "SELECT body FROM secrets ORDER BY task"))
+
     async def prune(self, ended_before: float) -> list[str]:
         """See ``TaskStore``. Works in steps, so that commits go on meanwhile."""
         await self._submit(
             [
                 ("DELETE FROM keys WHERE expires_at <= ?", (self._seams.wall(),)),
                 ("DELETE FROM audit WHERE at < ?", (ended_before,)),
+                (rows.DROP_STRAY_SECRETS, ()),
             ]
         )
         gone: list[str] = []

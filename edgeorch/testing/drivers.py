@@ -7,12 +7,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import trio
 
 from edgeorch.errors import DriverError
 from edgeorch.executor.driver import Available, Launch, Progress
 from edgeorch.model import ContainerService, Exit, Handle
 from edgeorch.runner.capped import CappedFile
+from edgeorch.secret import Secret
 
 _GONE = Exit(cause="node_lost", reason="the host does not know this attempt any more")
 _ARGUMENTS = {
@@ -57,6 +59,8 @@ class ScriptedHost:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.services: dict[str, _Service] = {}
+        self.secrets: dict[str, Mapping[str, Secret]] = {}
+        """What running services have been given, by key."""
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -84,6 +88,9 @@ class ScriptedHost:
             "print": CappedFile(folder / "stdout", launch.output_max),
             "print-error": CappedFile(folder / "stderr", launch.output_max),
         }
+        if launch.secrets:
+            self.secrets[launch.key] = launch.secrets
+        launch = msgspec.structs.replace(launch, secrets={})
         service = self.services[launch.key] = _Service(handle, launch, steps, files, until)
         self._nursery.start_soon(self._live, service)
         return handle
@@ -109,6 +116,7 @@ class ScriptedHost:
             for file in service.files.values():
                 file.close()
             service.end = service.fate if service.scope.cancelled_caught and service.fate else end
+            self.secrets.pop(service.launch.key, None)
             service.ended.set()
             nursery.cancel_scope.cancel()
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 import trio
+from cryptography.fernet import Fernet
 
 from edgeorch.config import Config
 from edgeorch.config import Executor as ExecutorSettings
@@ -20,6 +21,7 @@ from edgeorch.dispatch.handlers import add_handlers
 from edgeorch.dispatch.outputs import Outputs
 from edgeorch.dispatch.requests import Submission
 from edgeorch.errors import PolicyError
+from edgeorch.executor.admission import FEATURES
 from edgeorch.executor.executor import Executor
 from edgeorch.executor.slots import Slots
 from edgeorch.model import (
@@ -39,6 +41,7 @@ from edgeorch.output import Watcher
 from edgeorch.policy import Policy
 from edgeorch.seams import Seams
 from edgeorch.store import LocalStore, TaskChange
+from edgeorch.store.sealing import Sealer
 from edgeorch.testing.drivers import ScriptedDriver, ScriptedHost
 from edgeorch.testing.stores import MemoryStore
 from edgeorch.testing.wire import Network, TwinPeers
@@ -181,6 +184,7 @@ class VirtualNode:
         self.id = name.ljust(10, "0")
         self.config = config
         self.store: LocalStore = MemoryStore(fleet.seams, store_id=name)
+        self.sealer = Sealer([Fernet.generate_key()])
         self.host = ScriptedHost(folder)
         self.folder = folder
         self.total = slots
@@ -196,6 +200,7 @@ class VirtualNode:
             cpus=4,
             memory=8 << 30,
             drivers={"native": "1"},
+            features=FEATURES,
         )
         self.me = VirtualMe(info, Slots(slots))
         self.membership = VirtualMembership(fleet, self.id)
@@ -215,6 +220,7 @@ class VirtualNode:
                 self.dispatch = Dispatch(
                     self.config,
                     store=store,
+                    sealer=self.sealer,
                     membership=self.membership,
                     me=self.me,
                     peers=peers,
@@ -273,7 +279,7 @@ class VirtualNode:
         """POST one native task here."""
         made = {"name": "task", "service": (NativeService(argv=argv),)} | fields
         spec = msgspec.convert(made, TaskSpec)
-        (task,) = await self.dispatch.submit([Submission(spec=spec, raw=msgspec.json.encode(spec))], caller)
+        (task,) = await self.dispatch.submit([Submission.of(spec, msgspec.json.encode(spec))], caller)
         return task
 
 

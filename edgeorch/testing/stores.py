@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -16,6 +16,7 @@ from edgeorch.store import (
     Callback,
     DropCallback,
     DropRun,
+    DropSecrets,
     DropTask,
     LocalStore,
     PutAudit,
@@ -23,6 +24,7 @@ from edgeorch.store import (
     PutEvent,
     PutKey,
     PutRun,
+    PutSecrets,
     PutTask,
     TaskChange,
     TaskFilter,
@@ -49,6 +51,7 @@ class MemoryStore:
         self._callbacks: dict[str, Callback] = {}
         self._audit: list[PutAudit] = []
         self._runs: dict[str, Run] = {}
+        self._secrets: dict[str, PutSecrets] = {}
 
     def reopened(self) -> "MemoryStore":
         """The store as the next start of the node finds it; later changes to one do not show in the other."""
@@ -87,6 +90,7 @@ class MemoryStore:
                 self._tasks[task.id] = task
             case DropTask(task_id=task_id):
                 self._tasks.pop(task_id, None)
+                self._secrets.pop(task_id, None)
                 self._events = [event for event in self._events if event.task != task_id]
             case PutEvent(event=event):
                 self._seq += 1
@@ -97,14 +101,19 @@ class MemoryStore:
                 self._keys[change.scope, change.key] = change
             case PutCallback(callback=callback):
                 self._callbacks[callback.id] = callback
-            case DropCallback(id=number):
-                self._callbacks.pop(number, None)
             case PutAudit():
                 self._audit.append(change)
+            case PutSecrets(task_id=task_id):
+                self._secrets[task_id] = change
             case PutRun(run=run):
                 self._runs[run.offer.key] = run
-            case DropRun(key=key):
-                self._runs.pop(key, None)
+            case DropRun(key=name) | DropCallback(id=name) | DropSecrets(task_id=name):
+                kept: dict[type, dict[str, Any]] = {
+                    DropRun: self._runs,
+                    DropCallback: self._callbacks,
+                    DropSecrets: self._secrets,
+                }
+                kept[type(change)].pop(name, None)
         return ()
 
     async def task(self, task_id: str) -> Task | None:
@@ -150,12 +159,29 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return self._audit[::-1][: max(limit, 0)]
 
+    async def secrets(self, task_id: str) -> bytes | None:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        found = self._secrets.get(task_id)
+        return found.sealed if found else None
+
+    async def sealed(self) -> list[PutSecrets]:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        return [one for _, one in sorted(self._secrets.items())]
+
     async def prune(self, ended_before: float) -> list[str]:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
         now = self._seams.wall()
         self._keys = {name: key for name, key in self._keys.items() if key.expires_at > now}
         self._audit = [record for record in self._audit if record.at >= ended_before]
+        known = self._tasks
+        self._secrets = {
+            name: kept
+            for name, kept in self._secrets.items()
+            if name in known and not known[name].state.terminal
+        }
         gone = [task for task in self._tasks.values() if self._prunable(task, ended_before)]
         gone.sort(key=lambda task: (task.ended_at, task.id))
         for task in gone:
@@ -275,6 +301,14 @@ class FailingStore:
     async def audit(self, limit: int) -> list[PutAudit]:
         """See ``TaskStore``."""
         return await self._inner.audit(limit)
+
+    async def secrets(self, task_id: str) -> bytes | None:
+        """See ``TaskStore``."""
+        return await self._inner.secrets(task_id)
+
+    async def sealed(self) -> list[PutSecrets]:
+        """See ``TaskStore``."""
+        return await self._inner.sealed()
 
     async def run(self, key: str) -> Run | None:
         """See ``AttemptStore``."""

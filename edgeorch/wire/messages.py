@@ -21,6 +21,7 @@ from edgeorch.model import (
     Sample,
     Task,
 )
+from edgeorch.secret import Secret
 from edgeorch.store import TaskFilter
 
 PROTOCOL_MIN = 1
@@ -149,6 +150,8 @@ class MakeOffer(Message, frozen=True, kw_only=True):
     answer: ClassVar = Offered
 
     offer: Offer
+    secrets: dict[str, Secret] = msgspec.field(default_factory=dict)
+    """Beside the offer, which the target keeps on its disk."""
 
 
 class StopAttempt(Message, frozen=True, kw_only=True):

@@ -67,6 +67,7 @@ MADE = (
     SYSUSERS + "/edgeorch.conf",
     "/etc/tmpfiles.d/edgeorch.conf",
     PROGRAM,
+    "/run/edgeorch",
 )
 NODE_LABEL = "edgeorch.node"
 ENGINE_S = 60

@@ -39,6 +39,13 @@ options:
       C({driver: native, argv: [uname]}); each node takes the first one that it can run.
     type: list
     elements: dict
+  secrets:
+    description:
+      - Files in memory, name to text.
+      - A container reads them as C(/run/secrets/NAME), a program as C(secrets/NAME) in its folder.
+      - Nobody is shown them again, so a task with the same O(key) counts as the same whatever they hold.
+    type: dict
+    default: {}
   node:
     description: Run it on this node alone, given by name.
     type: str
@@ -131,6 +138,13 @@ EXAMPLES = r"""
     spec:
       priority: 80
       retry: {max_attempts: 5}
+
+- name: Upload with a token that only the task sees
+  edgeorch_task:
+    name: upload
+    argv: [/usr/local/bin/upload, --token-file, secrets/token]
+    secrets:
+      token: "{{ vault_upload_token }}"
 
 - name: Start the camera and go on
   edgeorch_task:
@@ -232,6 +246,10 @@ def spec_of(wish):
             spec[field] = {**spec.get(field, {}), **given}
     if wish["timeout_s"]:
         spec["timeout_s"] = wish["timeout_s"]
+    if "secrets" in wish["spec"]:
+        raise ValueError("spec is shown in logs: give the secrets as `secrets` of the module")
+    if wish["secrets"]:
+        spec["secrets"] = strings(wish["secrets"])
     if wish["key"]:
         spec["metadata"] = {**spec.get("metadata", {}), KEY: wish["key"]}
     return spec
@@ -240,6 +258,11 @@ def spec_of(wish):
 def strings(values):
     """YAML's numbers and truths as a program gets them."""
     return {name: str(value) for name, value in values.items()}
+
+
+def shown(spec):
+    """A task as nodes show it: of its secrets the names alone."""
+    return {**spec, "secrets": dict.fromkeys(spec["secrets"])} if "secrets" in spec else spec
 
 
 def going_well(task):
@@ -284,7 +307,7 @@ def failure_of(task, result):
 
 def explain(module, api, spec):
     """Check mode: who would run it."""
-    ranking = api.submit(spec, "", dry_run=True)["ranking"]
+    ranking = api.submit(shown(spec), "", dry_run=True)["ranking"]
     able = [each for each in ranking if not each["refusal"]]
     if not able:
         reasons = "; ".join("%s: %s" % (each["node_name"], each["refusal"]) for each in ranking)
@@ -299,7 +322,7 @@ def find(module, api, spec, wish):
     tasks, away = api.tasks(name=wish["name"])
     tasks = [task for task in tasks if task["spec"].get("metadata", {}).get(KEY) == wish["key"]]
     well = next((task for task in tasks if going_well(task)), None)
-    if well and not same(spec, well["spec"]):
+    if well and not same(shown(spec), well["spec"]):
         module.fail_json(
             msg="the key %s belongs to the task %s, which differs: give another key"
             % (wish["key"], well["id"])
@@ -357,6 +380,7 @@ def main():
             "options": {"type": "list", "elements": "str", "default": []},
             "args": {"type": "list", "elements": "str", "default": []},
             "service": {"type": "list", "elements": "dict"},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "node": {"type": "str"},
             "constraints": {"type": "list", "elements": "str", "default": []},
             "mode": {"type": "str", "choices": ["best", "spread", "all"], "default": "best"},

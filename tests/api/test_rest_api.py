@@ -124,6 +124,48 @@ async def test_submit(service):
     assert service.backend.known[task["id"]].spec == json.dumps(SPEC).encode()
 
 
+@pytest.mark.parametrize("role", ["submit", "admin"])
+async def test_secrets_are_taken_and_never_shown_again(service, role):
+    body = [{**SPEC, "secrets": {"a": "hunter2", "b": {"base64": "aHVudGVyMg=="}}}, SPEC]
+    ranking = await service.json("POST", "/api/v1/tasks?dry_run=true", body[0], role=role)
+    response, data = await service.ask("POST", "/api/v1/tasks", body, role=role)
+    assert response.status_code == 202
+    task = json.loads(data)["tasks"][0]
+    assert task["spec"] == {**SPEC, "secrets": {"a": None, "b": None}}
+    said = [ranking, task]
+    said += [await service.json("GET", f"/api/v1/tasks{path}", role=role) for path in ("", f"/{task['id']}")]
+    said.append(service.backend.known[task["id"]])
+    assert "hunter2" not in repr(said)
+    assert "aHVudGVyMg" not in repr(said)
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        {"../a": "hunter2"},
+        {"a": 1},
+        {"a": {"base64": "hunter2"}},
+        {"a": {"bas64": "hunter2"}},
+        "hunter2",
+        ["hunter2"],
+    ],
+)
+async def test_secrets_that_are_refused_are_not_shown(service, secrets):
+    _, problem = await service.problem(
+        400, "invalid-request", "POST", "/api/v1/tasks", {**SPEC, "secrets": secrets}
+    )
+    assert "secrets" in problem["detail"]
+    assert "hunter2" not in repr(problem)
+
+
+async def test_the_document_says_that_secrets_are_only_written(service):
+    schemas = (await service.json("GET", "/openapi.json"))["components"]["schemas"]
+    text, _, shown = schemas["TaskSpec"]["properties"]["secrets"]["additionalProperties"]["anyOf"]
+    assert text == {"type": "string", "writeOnly": True}
+    assert schemas["SecretBytes"]["properties"]["base64"]["writeOnly"] is True
+    assert shown == {"type": "null"}
+
+
 async def test_submit_a_batch(service):
     answer = await service.json("POST", "/api/v1/tasks", [SPEC, {**SPEC, "name": "b"}], status=202)
     assert [task["name"] for task in answer["tasks"]] == ["a", "b"]

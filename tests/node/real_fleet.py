@@ -49,6 +49,7 @@ class RealNode(NodeCalls):
     def __init__(self, fleet, name, host):
         self.fleet, self.name, self.host = fleet, name, host
         self.folder = fleet.folder / name
+        self.run_dir = self.folder / "run"
         self.process = None
         fleet.authority.issue(name, [host]).write(self.folder)
         self.id = ""
@@ -62,7 +63,7 @@ class RealNode(NodeCalls):
     def write_config(self, extra=""):
         seeds = [f"{node.host}:{self.fleet.wire}" for node in self.fleet.nodes.values()]
         (self.folder / "edgeorch.toml").write_text(
-            f'[node]\nstate_dir="{self.folder}/state"\nrun_dir="{self.folder}/run"\nlisten=["{self.host}"]\n'
+            f'[node]\nstate_dir="{self.folder}/state"\nrun_dir="{self.run_dir}"\nlisten=["{self.host}"]\n'
             f'[api]\nport={self.fleet.api}\nanonymous_role="admin"\n[wire]\nport={self.fleet.wire}\n'
             f"[discovery]\nmdns=false\nseeds={json.dumps(seeds)}\n"
             f'[policy]\nnative="any"\n{extra}'

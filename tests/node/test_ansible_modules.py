@@ -1,9 +1,11 @@
 """The modules, the inventory plugin and run.yml by real Ansible, against a real fleet on loopback."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,32 @@ def test_a_task_gives_its_output_and_exit_code_and_fails_where_it_fails(ansible)
     assert "exited with code 3" in bad["msg"]
     assert bad["msg"].endswith("\nbroken")
     assert sorted(everywhere["stdout_lines"]) == ["garage | here", "kitchen | here"]
+
+
+def test_secrets_reach_the_service_and_no_log(ansible, fleet):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        garage = fleet.nodes["garage"]
+        garage.stop()
+        run_dir, garage.run_dir = garage.run_dir, Path(memory)
+        garage.start()
+        fleet.wait_seen(fleet.nodes["kitchen"], "garage")
+        wish = {
+            "name": "s",
+            "argv": ["sha256sum", "secrets/a"],
+            "secrets": {"a": "a SECRET of 5"},
+            "key": "s",
+        }
+        first, again, wrong = ansible.tasks(
+            wish | {"node": "garage"}, wish | {"node": "garage"}, wish | {"spec": {"secrets": {"a": "b"}}}
+        )
+        garage.stop()
+        garage.run_dir = run_dir
+        garage.start()
+    assert first["stdout"].split()[0] == hashlib.sha256(b"a SECRET of 5").hexdigest()
+    assert first["task"]["spec"]["secrets"] == {"a": None}
+    assert (again["changed"], again["id"]) == (False, first["id"])
+    assert "give the secrets as" in wrong["msg"]
+    assert "a SECRET of 5" not in json.dumps([first, again, wrong])
 
 
 def test_a_key_makes_it_once_at_any_node(ansible):

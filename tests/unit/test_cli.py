@@ -1,3 +1,4 @@
+import io
 import json
 import time
 
@@ -8,7 +9,7 @@ from edgeorch import cli, errors
 from edgeorch.cli import checks, show
 from edgeorch.cli.checks import CHECKS
 from edgeorch.cli.printing import Printer
-from edgeorch.cli.spec import Duration, Size, name_of, read_spec, service_of
+from edgeorch.cli.spec import Duration, Size, name_of, read_spec, secrets_of, service_of
 from edgeorch.cli.status import WARN_DAYS as SHOWN_WARN_DAYS
 from edgeorch.cli.status import problems_of, waiting_of
 from edgeorch.cli.submit import ranking_rows
@@ -179,6 +180,31 @@ def test_broken_spec_files_are_named(tmp_path, content, suffix):
 
 
 # Showing
+
+
+def test_secrets_from_files_stdin_and_variables(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"\x00\xff\n")
+    monkeypatch.setenv("DB_PASSWORD", "wörd")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"typed")))
+    given = (f"a.key={tmp_path}/file", "DB_PASSWORD", "in=-")
+    assert secrets_of(given) == {"a.key": b"\x00\xff\n", "DB_PASSWORD": "wörd".encode(), "in": b"typed"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("no_such_variable",), "no such variable"),
+        (("hunter2 is my password",), "NAME=FILE"),
+        (("../x=y",), "NAME=FILE"),
+        (("a=-", "b=-"), "read once"),
+        (("a=/nonexistent/file",), "No such file"),
+    ],
+)
+def test_secrets_that_cannot_be_read_are_named_but_not_shown(given, words):
+    with pytest.raises((click.UsageError, errors.InvalidRequestError)) as caught:
+        secrets_of(given)
+    assert words in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_tables_in_a_pipe_are_tab_separated_and_whole(capsys):

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import trio
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from edgeorch import cli, config
@@ -11,6 +12,10 @@ from edgeorch.config import Api, Config, Loaded, Node
 from edgeorch.identity import load_identity
 from edgeorch.identity.issue import new_key
 from edgeorch.rest.auth import Tokens
+from edgeorch.secret import Secret
+from edgeorch.store import DropSecrets, PutSecrets
+from edgeorch.store.sealing import Sealer
+from edgeorch.store.sqlite import SqliteStore
 
 
 @pytest.fixture
@@ -124,6 +129,34 @@ def test_a_certificate_that_ends_soon_is_told(run):
     _, err = run("keys", "show")
     assert "a expires in 5 d: edgeorch keys issue a --node-id" in err
     assert "b expires" not in err
+
+
+def test_a_new_key_of_the_store(run, tmp_path):
+    settings = tmp_path / "edgeorch.toml"
+    settings.write_text(f'[node]\nstate_dir = "{tmp_path}/state"\n')
+    _, err = run("keys", "rotate-store", "--config", str(settings), code=78)
+    assert "first start" in err
+
+    async def node(*changes):
+        store = SqliteStore(tmp_path / "state" / "edgeorch.db")
+        async with trio.open_nursery() as nursery:
+            await nursery.start(store.serve)
+            await store.commit(changes)
+            nursery.cancel_scope.cancel()
+
+    (tmp_path / "state").mkdir()
+    sealer = Sealer.load(tmp_path / "state")
+    trio.run(node, PutSecrets(task_id="t", sealed=sealer.seal("t", {"a": Secret(b"b")})))
+    _, err = run("keys", "rotate-store", "--config", str(settings))
+    assert "2 keys; next: systemctl reload edgeorch" in err
+    file = tmp_path / "state" / "store.key"
+    assert file.stat().st_mode & 0o777 == 0o600
+    _, err = run("keys", "rotate-store", "--drop-old", "--config", str(settings), code=78)
+    assert "task t still needs an older key" in err
+    trio.run(node, DropSecrets(task_id="t"))
+    newest = file.read_text().splitlines()[0]
+    _, err = run("keys", "rotate-store", "--drop-old", "--config", str(settings))
+    assert file.read_text() == f"{newest}\n"
 
 
 def test_tokens(run, tmp_path):

@@ -101,6 +101,24 @@ def test_a_batch_is_one_request():
     assert json.loads(script.asked[0].body) == [{"name": "a"}, {"name": "b"}]
 
 
+def test_secrets_may_be_bytes_and_a_question_does_not_carry_them():
+    spec = {"name": "a", "secrets": {"text": "t", "raw": b"\x00\xff"}}
+    said = []
+    for answer, steps in (
+        (task(), calls.submit(spec)),
+        ({"tasks": [task()]}, calls.submit_batch([spec])),
+        ({"ranking": []}, calls.explain(spec)),
+    ):
+        script = Script(ok(answer))
+        script.play(steps)
+        said.append(json.loads(script.asked[0].body))
+    one, batch, question = said
+    assert one["secrets"] == {"text": "t", "raw": {"base64": "AP8="}}
+    assert batch == [one]
+    assert question == {"name": "a", "secrets": {"text": None, "raw": None}}
+    assert spec["secrets"]["raw"] == b"\x00\xff"
+
+
 def test_a_read_is_tried_once_more_only_where_it_may_have_been_a_stale_connection():
     assert Script(gone(), ok(task())).play(calls.task(TASK_ID)).name == "resize"
     with pytest.raises(NodeUnreachableError):

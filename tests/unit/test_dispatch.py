@@ -609,7 +609,7 @@ async def test_an_offer_whose_origin_goes_away_while_it_is_written_is_started_al
         task_id="t-b", number=1, origin="b" * 10, name="task", spec=msgspec.json.encode(spec), caller=ADMIN
     )
     async with trio.open_nursery() as link:
-        link.start_soon(a.executor.accept, offer)
+        link.start_soon(a.executor.accept, offer, {})
         await writing.wait()
         link.cancel_scope.cancel()
     assert [state.state for state in a.executor.find(["t-b"])] == [A.PREPARING]
@@ -617,7 +617,7 @@ async def test_an_offer_whose_origin_goes_away_while_it_is_written_is_started_al
     may_go_on.set()
     await trio.testing.wait_all_tasks_blocked()
     assert a.executor.lives()["t-b.1"].run.state is A.RUNNING
-    assert (await a.executor.accept(offer)).accepted
+    assert (await a.executor.accept(offer, {})).accepted
     await trio.sleep(10)
     assert a.executor.slots.used == 0
 

@@ -64,7 +64,7 @@ def test_a_failed_spawn_leaves_the_runner_as_it_was(tmp_path):
     before = os.umask(0o077), Path.cwd()
     try:
         with pytest.raises(spawn.SpawnError):
-            spawn.spawn(["no-such-program"], {}, tmp_path, (0, 1, 2), open_files=100)
+            spawn.spawn(["no-such-program"], {}, [tmp_path], (0, 1, 2), open_files=100)
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(before[0])
@@ -195,11 +195,11 @@ def test_what_happens_in_the_confined_thread_comes_back(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     (tmp_path / "other").write_text("x")
-    assert made.within(work, lambda: 5) == 5
+    assert made.within([work], lambda: 5) == 5
     with pytest.raises(PermissionError):
-        made.within(work, fail)
+        made.within([work], fail)
     with pytest.raises(PermissionError):
-        made.within(work, lambda: len((tmp_path / "other").read_text()))
+        made.within([work], lambda: len((tmp_path / "other").read_text()))
     # This thread is as free as before.
     assert (tmp_path / "other").read_text() == "x"
 
@@ -214,6 +214,6 @@ def test_no_thread_to_be_had_is_a_limit_of_the_system(tmp_path, monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(OSError, match="temporarily") as caught:
-        made.within(tmp_path, lambda: 5)
+        made.within([tmp_path], lambda: 5)
     assert caught.value.errno == errno.EAGAIN
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before

@@ -14,12 +14,14 @@ from edgeorch.store import (
     Callback,
     DropCallback,
     DropRun,
+    DropSecrets,
     DropTask,
     PutAudit,
     PutCallback,
     PutEvent,
     PutKey,
     PutRun,
+    PutSecrets,
     PutTask,
     TaskFilter,
 )
@@ -175,6 +177,27 @@ async def test_the_outbox_is_oldest_first(store):
     assert [one.id for one in await store.callbacks()] == ["a", "b"]
 
 
+async def test_sealed_secrets_are_kept_until_they_or_their_task_are_dropped(store):
+    kept = [PutSecrets(task_id=IDS[n], sealed=b"sealed %d" % n) for n in range(3)]
+    await store.commit([*(PutTask(task=task(n)) for n in range(3)), *kept])
+    assert await store.secrets(IDS[1]) == b"sealed 1"
+    assert await store.sealed() == kept
+    await store.commit([DropSecrets(task_id=IDS[0]), DropTask(task_id=IDS[1])])
+    assert [await store.secrets(one) for one in IDS[:3]] == [None, None, b"sealed 2"]
+
+
+async def test_prune_drops_secrets_that_an_older_release_has_left_behind(store):
+    await store.commit(
+        [
+            PutTask(task=task(0)),
+            PutTask(task=task(1, state=TaskState.FAILED, ended=NOW + 100)),
+            *(PutSecrets(task_id=IDS[n], sealed=b"s") for n in range(3)),
+        ]
+    )
+    await store.prune(NOW)
+    assert [one.task_id for one in await store.sealed()] == [IDS[0]]
+
+
 async def test_audit_is_newest_first(store):
     await store.commit([audit(subject="one"), audit(subject="two")])
     assert [one.subject for one in await store.audit(10)] == ["two", "one"]
@@ -288,6 +311,8 @@ CHANGES = st.one_of(
     st.builds(callback, st.sampled_from("cd"), TIMES).map(lambda one: PutCallback(callback=one)),
     st.sampled_from("cd").map(lambda name: DropCallback(id=name)),
     st.builds(audit, TIMES, st.sampled_from("xy")),
+    NUMBERS.map(lambda n: PutSecrets(task_id=IDS[n], sealed=bytes([n]))),
+    NUMBERS.map(lambda n: DropSecrets(task_id=IDS[n])),
 )
 RUN_CHANGES = st.one_of(
     st.builds(run, NUMBERS, st.integers(1, 2), TIMES).map(lambda one: PutRun(run=one)),
@@ -315,6 +340,7 @@ async def everything(store, which):
     found += [await store.tasks(which), await store.open_tasks(), await store.children(IDS[0])]
     found += [await store.events(None, 0, 100), await store.events(IDS[0], 1, 2), await store.callbacks()]
     found += [await store.key("ann", name, NOW) for name in "kl"]
+    found += [await store.secrets(IDS[0]), await store.sealed()]
     return [*found, await store.audit(100), await store.runs(), await store.run(f"{IDS[0]}.1")]
 
 

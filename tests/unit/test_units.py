@@ -142,6 +142,8 @@ def test_users_and_folders_are_those_that_are_made():
     assert state["path"] == f"/var/lib/{said['StateDirectory']}"
     assert f"--work-dir {tasks['path']} " in service(RUNNER)["ExecStart"]
     assert default.run_dir == f"/run/{said['RuntimeDirectory']}"
+    # A restart must not take the secrets from containers that go on.
+    assert said["RuntimeDirectoryPreserve"] == "yes"
     assert "EDGEORCH_NODE_STATE_DIR" not in said["Environment"]
 
 

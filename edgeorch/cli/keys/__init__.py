@@ -8,6 +8,7 @@ from edgeorch.cli.keys.options import HOME, fleet_folder
 from edgeorch.cli.keys.recover import recover
 from edgeorch.cli.keys.rotate import crl, rotate_ca
 from edgeorch.cli.keys.sign import sign
+from edgeorch.cli.keys.store import rotate_store
 
 __all__ = ["HOME", "fleet_folder", "keys"]
 
@@ -16,9 +17,10 @@ __all__ = ["HOME", "fleet_folder", "keys"]
 def keys() -> None:
     """Make the fleet's CA and give every node its own key.
 
-    On the controller: init, issue, sign, revoke, show, crl, rotate-ca, recover. On a node: request, install.
+    On the controller: init, issue, sign, revoke, show, crl, rotate-ca, recover. On a node: request, install,
+    rotate-store.
     """
 
 
-for command in (init, issue, sign, revoke, show, crl, rotate_ca, recover, request, install):
+for command in (init, issue, sign, revoke, show, crl, rotate_ca, recover, request, install, rotate_store):
     keys.add_command(command)
