@@ -11,7 +11,6 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
-BENCHMARKS = $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .PHONY: help demo test lint sim abuse lock bench clean
 
@@ -53,8 +52,9 @@ lock: $(DEVELOPED) ## Take up the newest releases that pyproject.toml allows in 
 		$(UV_COMPILE) pyproject.toml --upgrade --python-version $$version -o playbooks/locks/py$${version/./}.txt; done
 	@echo pip | $(UV_COMPILE) - --upgrade --python-version 3.11 -o playbooks/locks/pip.txt
 
-bench: $(DEVELOPED) ## Short measurements, as ratios where two things are compared
-	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python "$$file" $(ARGS); done
+bench: $(DEVELOPED) ## Comparisons in turns, judged by their ratios; then a node's and a runner's own figures
+	@missed=0; $(BIN)/python benchmarks/run.py $(ARGS) || missed=1; \
+		for name in runner node; do $(BIN)/python benchmarks/bench_$$name.py; done; exit $$missed
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,10 +1,11 @@
 """What our server is compared with: applications as one would write them with the stock stack.
 
-``python benchmarks/_peers.py stock|spawn|ours ADDRESS`` serves on a free port of that address and prints it:
+``python benchmarks/_peers.py stock|spawn|ours|tls ADDRESS [FOLDER]`` serves on a free port and prints it:
 
 * ``stock``: a no-op POST in Quart-Trio on Hypercorn, both as they come;
 * ``spawn``: bare ASGI on Hypercorn that starts ``/bin/true`` and answers when it has ended;
-* ``ours``: the same no-op POST in edgeorch's Quart application on its server.
+* ``ours``: the same no-op POST in edgeorch's Quart application on its server;
+* ``tls``: bare ASGI on Hypercorn that answers at once, over TLS with the node's certificate in FOLDER.
 """
 
 import os
@@ -32,8 +33,8 @@ PATIENCE_S = 30.0
 class Peer:
     """One of them in a process of its own; ``address`` is where it listens."""
 
-    def __init__(self, kind: str) -> None:
-        argv = [sys.executable, __file__, kind, "127.0.0.1"]
+    def __init__(self, kind: str, *more: str) -> None:
+        argv = [sys.executable, __file__, kind, "127.0.0.1", *more]
         self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.address = ("127.0.0.1", int(self._process.stdout.readline()))
@@ -87,13 +88,29 @@ async def _spawn(
     await send({"type": "http.response.body", "body": body})
 
 
-async def _hypercorn(app: Any, host: str) -> None:
+async def _echo(
+    _scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> None:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _hypercorn(app: Any, host: str, folder: str = "") -> None:
     config = Config()
+    if folder:
+        config.certfile, config.keyfile = f"{folder}/pki/node.pem", f"{folder}/pki/node.key"
     config.bind, config.errorlog, config.accesslog = [f"{host}:0"], None, None
     config.keep_alive_max_requests = 1 << 62
     async with trio.open_nursery() as nursery:
         urls = await nursery.start(partial(serve, app, config))
-        print(urls[0].rpartition(":")[2], flush=True)
+        print(urls[0].rpartition(":")[2].rstrip("/"), flush=True)
 
 
 async def _edgeorch(app: Any, host: str) -> None:
@@ -103,12 +120,14 @@ async def _edgeorch(app: Any, host: str) -> None:
         print(addresses[0][1], flush=True)
 
 
-def main(kind: str, host: str) -> None:
+def main(kind: str, host: str, folder: str = "") -> None:
     """Serve until SIGTERM."""
     if kind == "ours":
         trio.run(_edgeorch, _ours(), host)
+    elif kind == "stock":
+        trio.run(_hypercorn, _stock(), host)
     else:
-        trio.run(_hypercorn, _stock() if kind == "stock" else _spawn, host)
+        trio.run(_hypercorn, {"spawn": _spawn, "tls": _echo}[kind], host, folder)
 
 
 if __name__ == "__main__":

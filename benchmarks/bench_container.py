@@ -1,15 +1,16 @@
-"""Container driver (prepare, start, wait) against ``docker run --rm`` for ``busybox true``, interleaved."""
+"""A container from its start to its exit (``busybox true``): the driver against ``docker run --rm``."""
 
-import argparse
-import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import trio
+import trio.from_thread
+from _rounds import compare, options, show
 
 from edgeorch.executor.container import ContainerDriver
 from edgeorch.executor.driver import Launch
@@ -19,11 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from docker_images import busybox_image
 
 COMMAND = ("--network", "none")
+NUMBERS = count()
 
 
-async def through_driver(driver, number, image):
+async def through_driver(driver: ContainerDriver, image: str) -> float:
+    """Seconds."""
     service = ContainerService(image=image, options=COMMAND, args=("true",))
-    launch = Launch(key=f"bench.{number}", name="bench", service=service, env={}, output_max=1 << 20)
+    key = f"bench.{next(NUMBERS)}"
+    launch = Launch(key=key, name="bench", service=service, env={}, output_max=1 << 20)
     start = time.perf_counter()
     await driver.prepare(launch, print)
     handle = await driver.start(launch)
@@ -35,30 +39,43 @@ async def through_driver(driver, number, image):
     return took
 
 
-async def through_docker(image):
+def through_docker(image: str) -> float:
+    """Seconds."""
     start = time.perf_counter()
-    await trio.run_process(["docker", "run", "--rm", *COMMAND, image, "true"], stderr=subprocess.DEVNULL)
+    subprocess.run(["docker", "run", "--rm", *COMMAND, image, "true"], stderr=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
-async def main(runs):
+async def measure(rounds: int) -> list[object]:
+    """The comparison, in a thread beside the driver's loop."""
     image = busybox_image()
-    ours, theirs = [], []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="edgeorch-bench-") as folder:
         async with trio.open_nursery() as nursery:
             driver = ContainerDriver("", "benchnode0", "bench", Path(folder))
             await nursery.start(driver.run)
-            for number in range(-2, runs):
-                pair = await through_driver(driver, number, image), await through_docker(image)
-                if number >= 0:  # the first two warm up
-                    ours.append(pair[0])
-                    theirs.append(pair[1])
+            row = await trio.to_thread.run_sync(
+                partial(
+                    compare,
+                    "container, start to exit",
+                    "s",
+                    partial(trio.from_thread.run, through_driver, driver, image),
+                    "docker run --rm",
+                    partial(through_docker, image),
+                    goal="<= 1.05",
+                    rounds=rounds,
+                )
+            )
             nursery.cancel_scope.cancel()
-    medians = statistics.median(ours), statistics.median(theirs)
-    print(json.dumps({"driver_s": medians[0], "docker_run_s": medians[1], "ratio": medians[0] / medians[1]}))
+    return [row]
+
+
+def main() -> int:
+    """Measure 20 rounds, or as many as asked for."""
+    parser = options(__doc__)
+    parser.set_defaults(rounds=20)
+    given = parser.parse_args()
+    return show(trio.run(measure, given.rounds), given)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=20)
-    trio.run(main, parser.parse_args().runs)
+    raise SystemExit(main())
