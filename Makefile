@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
-.PHONY: help demo test lint sim abuse lock bench clean
+.PHONY: help demo test lint sim abuse fuzz lock bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
@@ -42,6 +42,9 @@ sim: $(DEVELOPED) ## Simulated fleets and a seeded adversary: SEEDS=100, MINUTES
 
 abuse: $(DEVELOPED) ## Crowds at a real node, SECONDS=60 each, and what a healthy client finds meanwhile
 	@$(BIN)/python tests/abuse/abuse.py --seconds $(or $(SECONDS),60) $(ARGS)
+
+fuzz: $(DEVELOPED) ## Every parser, SECONDS=60 in all; what fails is kept in tests/fuzz/corpus and replayed by the tests
+	@$(BIN)/python tests/fuzz/fuzz.py --seconds $(or $(SECONDS),60) $(ARGS)
 
 UV_COMPILE = $(BIN)/uv pip compile --python-platform x86_64-manylinux_2_28 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-config --quiet --custom-compile-command 'make lock'

@@ -13,6 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from edgeorch.errors import IdentityError
 
+# What cryptography raises for a list that OpenSSL itself could parse.
+_MALFORMED = (
+    *(x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension),
+    *(x509.UnsupportedGeneralNameType, UnsupportedAlgorithm),
+)
+
 
 @dataclass(frozen=True)
 class Revocations:
@@ -58,7 +64,7 @@ def read_revocations(pem: bytes, cas: Sequence[x509.Certificate], source: str) -
         serials = frozenset(entry.serial_number for entry in crl)
         expires = crl.next_update_utc
         genuine = any(_signed_by(crl, ca) for ca in cas)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, UnsupportedAlgorithm):
+    except (ValueError, *_MALFORMED):
         raise IdentityError(f"{source}: not a numbered revocation list", hint=hint) from None
     if not genuine:
         raise IdentityError(

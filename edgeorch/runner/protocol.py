@@ -189,7 +189,7 @@ class Inbox(Generic[M]):
             del self._buffer[: 4 + size]
             try:
                 yield self._decoder.decode(body)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
                 raise FrameError(f"not a message: {error}") from None
 
 
