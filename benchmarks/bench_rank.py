@@ -4,6 +4,7 @@ import random
 import time
 from typing import Any
 
+import msgspec
 import trio
 from _rounds import compare, options, show
 
@@ -63,8 +64,10 @@ def microseconds(count: int) -> float:
     view = View(_Me(), _Membership(count), Books(), Scoring(), Seams(rng=random.Random(1)))  # type: ignore[arg-type]
     spec = TaskSpec(name="x", service=(NativeService(argv=("true",)),))
     about: dict[str, Any] = {"state": TaskState.WAITING, "origin": "n", "created_at": 0.0}
-    task = Task(id="t", name="x", spec=b"{}", caller=Caller(token="t", role="submit"), **about)
-    entry = Entry(task=task, spec=spec, shape=b"", deadline=0.0, saved=task)
+    task = Task(
+        id="t", name="x", spec=msgspec.json.encode(spec), caller=Caller(token="t", role="submit"), **about
+    )
+    entry = Entry(task=task, shape="", deadline=0.0, saved=task)
 
     async def measure() -> list[float]:
         found = []

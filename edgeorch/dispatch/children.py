@@ -58,7 +58,7 @@ def make_children(parent: Entry, nodes: Sequence[Ranked], ledger: Ledger) -> lis
             requires=task.requires,
         )
         made.append(ledger.admit(child, spec))
-        parent.children[child.id] = False
+    parent.children = dict.fromkeys((child.task.id for child in made), False)
     return made
 
 

@@ -1,7 +1,11 @@
-"""An open task in its origin's memory."""
+"""An open task in its origin's memory, of which there may be a hundred thousand."""
 
+import functools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 import trio
@@ -9,8 +13,15 @@ import trio
 from edgeorch.model import Attempt, Task, TaskSpec
 from edgeorch.store import TaskChange
 
+NONE: Mapping[Any, Any] = MappingProxyType({})
+"""What most tasks have of most things, shared by all of them."""
 
-@dataclass
+
+def _none() -> Mapping[Any, Any]:
+    return NONE
+
+
+@dataclass(slots=True)
 class Refused:
     """A node's refusal in this round. ``lasting`` ones (policy, driver) hold for a while."""
 
@@ -19,14 +30,13 @@ class Refused:
     lasting: bool
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """A task that has not ended, and what is known of it beside its record.
 
     Attributes:
         task: the record as it should be on disk.
         saved: the record as it is on disk: what callers are told.
-        spec: the decoded spec.
         shape: see ``queue``.
         expires: boot time when the newest attempt's lease runs out at the origin; infinite for local ones.
         unreachable_at: boot time when an at-most-once attempt's lease ran out.
@@ -35,31 +45,42 @@ class Entry:
         refused: by node id, since the last attempt that counted.
         unsaved: changes that the disk did not take; they go with the next commit.
         children: states of the children of a parent.
-        changed: set at each change of the task; replaced by a new event each time.
         sequences: attempt number to the newest report's number.
         revision, saved_revision: how often ``task`` was changed, and of which of these ``saved`` is.
     """
 
     task: Task
-    spec: TaskSpec
-    shape: bytes
+    shape: str
     deadline: float
     saved: Task
     expires: float = math.inf
     unreachable_at: float | None = None
     offering: bool = False
-    refused: dict[str, Refused] = field(default_factory=dict)
-    unsaved: list[TaskChange] = field(default_factory=list)
-    children: dict[str, bool] = field(default_factory=dict)
-    changed: trio.Event = field(default_factory=trio.Event)
-    sequences: dict[int, int] = field(default_factory=dict)
+    refused: Mapping[str, Refused] = field(default_factory=_none)
+    unsaved: Sequence[TaskChange] = ()
+    children: Mapping[str, bool] = field(default_factory=_none)
+    sequences: Mapping[int, int] = field(default_factory=_none)
     revision: int = 0
     saved_revision: int = 0
+    _changed: trio.Event | None = None
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The decoded spec; only those needed lately are kept, because they are larger than all else."""
+        return _decoded(self.task.spec)
+
+    @property
+    def changed(self) -> trio.Event:
+        """Set at the next change of the task; replaced by a new event each time."""
+        if self._changed is None:
+            self._changed = trio.Event()
+        return self._changed
 
     def signal(self) -> None:
         """Wake whoever waits for a change of this task."""
-        self.changed.set()
-        self.changed = trio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     @property
     def at_most_once(self) -> bool:
@@ -78,3 +99,8 @@ class Entry:
         """Change the task's record in memory."""
         self.revision += 1
         self.task = msgspec.structs.replace(self.task, **fields)
+
+
+@functools.lru_cache(maxsize=1024)
+def _decoded(spec: bytes) -> TaskSpec:
+    return msgspec.json.decode(spec, type=TaskSpec)

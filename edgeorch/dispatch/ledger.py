@@ -80,7 +80,6 @@ class Ledger:
         left = min(task.created_at + allowed - self.seams.wall(), allowed)
         entry = Entry(
             task=task,
-            spec=spec,
             shape=shape_of(spec),
             deadline=self.seams.boottime() + max(left, 0.0),
             saved=task,
@@ -201,13 +200,13 @@ class Ledger:
         if entry.unsaved:
             # The row as it is now, not as it was when the disk refused it.
             todo = [PutTask(task=entry.task), *entry.unsaved, *changes]
-            entry.unsaved = []
+            entry.unsaved = ()
         record, revision = entry.task, entry.revision
         try:
             await self.store.commit_both(todo, runs)
         except StorageError:
             refused: list[TaskChange] = [one for one in todo if not isinstance(one, PutTask)]
-            entry.unsaved = refused + entry.unsaved
+            entry.unsaved = [*refused, *entry.unsaved]
             self._carry_out(entry, effects)
             raise
         self.saved(entry, record, revision)
@@ -248,7 +247,7 @@ class Ledger:
         changes: list[TaskChange] = []
         effects: tuple[Effect, ...] = ()
         if run.sequence > entry.sequences.get(number, 0):
-            entry.sequences[number] = run.sequence
+            entry.sequences = {**entry.sequences, number: run.sequence}
             if run.stdout_tail or run.stderr_tail:
                 entry.update(stdout_tail=run.stdout_tail, stderr_tail=run.stderr_tail)
             changes, effects = self.move_attempt(entry, number, run.state, **self._facts(attempt, run))

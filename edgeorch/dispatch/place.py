@@ -14,7 +14,7 @@ import trio
 
 from edgeorch.config import Lease
 from edgeorch.dispatch.children import choose_nodes, make_children
-from edgeorch.dispatch.entry import Entry, Refused
+from edgeorch.dispatch.entry import NONE, Entry, Refused
 from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, NodeUnreachableError, StorageError
@@ -125,7 +125,7 @@ class Placer:
         plan.entry.offering = False
         for child in plan.children:
             self.ledger.drop(child)
-        plan.entry.children.clear()
+        plan.entry.children = NONE
 
     def carry_out(self, plan: Plan) -> None:
         """The plan is on disk: start the attempt here, send the offer, or let the task wait."""
@@ -275,7 +275,7 @@ class Placer:
         entry.offering = False
         if answer is not None and answer.accepted:
             self.ledger.books.accepted(entry.task.id, trio.current_time())
-            entry.refused.clear()
+            entry.refused = NONE
             self._say_placed(entry)
             changes, effects = self.ledger.move_attempt(entry, offer.number, AttemptState.PREPARING)
             await self._settle(entry, changes, effects)
@@ -315,7 +315,7 @@ class Placer:
         )
 
     def _remember(self, entry: Entry, node: str, reason: str, *, lasting: bool) -> None:
-        entry.refused[node] = Refused(reason, trio.current_time(), lasting)
+        entry.refused = {**entry.refused, node: Refused(reason, trio.current_time(), lasting)}
 
     async def _settle(self, entry: Entry, changes: Sequence[TaskChange], effects: Sequence[Effect]) -> None:
         try:

@@ -5,6 +5,7 @@ finds no place the rest need not be tried: a deep queue costs no more than a sha
 """
 
 import heapq
+import sys
 from collections.abc import Iterator
 
 import msgspec
@@ -14,17 +15,18 @@ from edgeorch.model import TaskSpec
 from edgeorch.scheduler import driver_of
 
 
-def shape_of(spec: TaskSpec) -> bytes:
+def shape_of(spec: TaskSpec) -> str:
     """Equal for specs that fit the same nodes."""
     drivers = [driver_of(service) for service in spec.service]
-    return msgspec.json.encode((drivers, spec.placement, spec.resources))
+    # Interned: a deep queue has few shapes.
+    return sys.intern(msgspec.json.encode((drivers, spec.placement, spec.resources)).decode())
 
 
 class Queue:
     """Waiting tasks. An entry that is no longer wanted is skipped, not searched for."""
 
     def __init__(self) -> None:
-        self._shapes: dict[bytes, list[tuple[int, str, Entry]]] = {}
+        self._shapes: dict[str, list[tuple[int, str, Entry]]] = {}
         self._queued: set[str] = set()
 
     def __len__(self) -> int:
@@ -45,16 +47,16 @@ class Queue:
         """The task waits no more."""
         self._queued.discard(task_id)
 
-    def shapes(self) -> list[bytes]:
+    def shapes(self) -> list[str]:
         """All shapes, the one with the most urgent task first."""
         alive = [(heap[0][:2], shape) for shape, heap in self._shapes.items() if heap]
         return [shape for _, shape in sorted(alive)]
 
-    def ahead(self, shape: bytes, priority: int) -> bool:
+    def ahead(self, shape: str, priority: int) -> bool:
         """Whether a task of this shape waits that a newcomer of this priority must not overtake."""
         return any(-urgency >= priority and task in self._queued for urgency, task, _ in self._top(shape))
 
-    def drain(self, shape: bytes) -> Iterator[Entry]:
+    def drain(self, shape: str) -> Iterator[Entry]:
         """Take entries of a shape, most urgent first; push back what finds no place."""
         heap = self._shapes.get(shape, [])
         while heap:
@@ -64,7 +66,7 @@ class Queue:
                 yield entry
         self._shapes.pop(shape, None)
 
-    def _top(self, shape: bytes) -> list[tuple[int, str, Entry]]:
+    def _top(self, shape: str) -> list[tuple[int, str, Entry]]:
         heap = self._shapes.get(shape, [])
         while heap and heap[0][1] not in self._queued:
             heapq.heappop(heap)

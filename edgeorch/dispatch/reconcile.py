@@ -54,7 +54,7 @@ class Reconciler:
                 entry.expires = self.ledger.seams.boottime() + self.leases.lease.lease_s + MARGIN_S
             if spec.placement.mode != "best":
                 children = await self.ledger.store.children(task.id)
-                entry.children.update({child.id: child.state.terminal for child in children})
+                entry.children = {child.id: child.state.terminal for child in children}
         if tasks:
             log.info("took up open tasks", count=len(tasks))
 

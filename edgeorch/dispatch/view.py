@@ -177,6 +177,6 @@ class View:
         age = now - refused.at
         over = age > LASTING_S if refused.lasting else (peer.sample_at > refused.at or age > PAST_S)
         if over:
-            del entry.refused[peer.info.id]
+            entry.refused = {node: kept for node, kept in entry.refused.items() if kept is not refused}
             return ""
         return f"refused: {refused.reason}"

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from membership_world import node_info, sample
 
@@ -50,9 +51,15 @@ def view():
 def entry(**placement):
     spec = TaskSpec(name="x", service=(NativeService(argv=("true",)),), placement=Placement(**placement))
     task = Task(
-        id="t", name="x", state=TaskState.WAITING, origin=OWN, created_at=0.0, spec=b"{}", caller=None
+        id="t",
+        name="x",
+        state=TaskState.WAITING,
+        origin=OWN,
+        created_at=0.0,
+        spec=msgspec.json.encode(spec),
+        caller=None,
     )
-    return Entry(task=task, spec=spec, shape=b"", deadline=0.0, saved=task)
+    return Entry(task=task, shape="", deadline=0.0, saved=task)
 
 
 async def test_a_small_fleet_is_looked_at_as_a_whole(view, autojump_clock):
