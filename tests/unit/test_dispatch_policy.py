@@ -6,11 +6,12 @@ import trio
 
 from edgeorch import config
 from edgeorch.dispatch.requests import Idempotency, Submission
-from edgeorch.errors import PolicyError, TooManyTasksError
+from edgeorch.errors import PolicyError, StorageError, TooManyTasksError
 from edgeorch.model import AttemptState as A
 from edgeorch.model import Caller, NativeService, Resources, TaskSpec
 from edgeorch.model import TaskState as T
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
+from edgeorch.testing.stores import FailingStore
 
 LAPTOP = Caller(token="laptop", role="submit")
 LONG = 5_000
@@ -72,6 +73,17 @@ async def test_what_was_not_taken_is_not_counted_and_a_repeated_request_is_answe
     # The refusal left no key behind.
     await a.dispatch.submit(many(1), LAPTOP, Idempotency(key="l", body=b"1"))
     assert dict(a.dispatch.ledger.held) == {"laptop": 1}
+
+
+async def test_what_the_disk_does_not_take_is_not_counted(autojump_clock, tmp_path, nursery):
+    node = VirtualFleet(tmp_path).add("a")
+    node.store = store = FailingStore(node.store)
+    await nursery.start(node.host.run)
+    await nursery.start(node.run)
+    store.failing = True
+    with pytest.raises(StorageError):
+        await node.dispatch.submit(many(2), LAPTOP)
+    assert not node.dispatch.ledger.held
 
 
 async def test_a_task_on_several_nodes_counts_once_also_after_a_restart(autojump_clock, nodes, nursery):

@@ -102,6 +102,9 @@ def test_what_is_not_listed():
         assert yes or said.startswith("policy.callbacks does not list ")
     assert targets.refusal("localhost", "127.0.0.1", loopback=True)
     assert CallbackTargets(()).refusal("a", "8.8.8.8", loopback=True)
+    # Patterns of names are for names.
+    assert CallbackTargets(("fd*",)).refusal("fd12::1", "fd12::1", loopback=True)
+    assert CallbackTargets(("fd*",)).refusal("fd.example", "fd12::1", loopback=True) == ""
 
 
 @pytest.mark.parametrize(
