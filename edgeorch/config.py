@@ -29,7 +29,6 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Limit = Annotated[float, msgspec.Meta(ge=0)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
-MAX_TASKS = 100_000
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,7 +171,7 @@ class Policy(Section, frozen=True, kw_only=True):
     """Running time of an attempt."""
     max_deadline_s: Limit | dict[PolicyRole, Limit] = 0.0
     """Of a task from its acceptance."""
-    max_tasks: Bytes | dict[PolicyRole, Bytes] = MAX_TASKS
+    max_tasks: Bytes | dict[PolicyRole, Bytes] = 100_000
     """Open tasks of one token at this node."""
     callbacks: tuple[str, ...] = ("*",)
     """Hosts (with ``*``) and networks that callbacks may go to; see ``policy.callback_targets``."""

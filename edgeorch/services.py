@@ -85,7 +85,8 @@ def load_services(folder: Path, apps: Path) -> tuple[tuple[ListedService, ...], 
         apps: ``policy.apps``.
 
     Returns:
-        The services, and a sentence for each file that cannot be used; a folder that is not there is fine.
+        The services, and a sentence for each file that cannot be used, or by nobody; a folder that is not
+        there is fine.
     """
     found: list[ListedService] = []
     warnings: list[str] = []
@@ -99,6 +100,8 @@ def load_services(folder: Path, apps: Path) -> tuple[tuple[ListedService, ...], 
         except (ValueError, configparser.Error, RecursionError) as error:
             reason = " ".join(str(error).split())
             warnings.append(f"{path}: {reason}; the service is not listed")
+    nobody = "its list of requesters is empty or missing, so nobody may ask for it"
+    warnings += [f"{service.source}: {nobody}" for service in found if service.requesters == ()]
     return tuple(found), tuple(warnings)
 
 

@@ -56,10 +56,10 @@ class CallbackTargets:
             try:
                 self._networks.append(ipaddress.ip_network(entry, strict=False))
             except ValueError:
-                if "/" in entry or ":" in entry or not any(char.isalpha() or char == "*" for char in entry):
-                    raise ValueError(f"{entry!r} is neither a network nor the name of a host") from None
-                if entry != "*" and not any(char.isalpha() for char in entry):
-                    raise ValueError(f"{entry!r}: write a network such as 192.168.0.0/16") from None
+                named = entry == "*" or any(char.isalpha() for char in entry)
+                if not named or "/" in entry or ":" in entry:
+                    said = f"{entry!r} is neither a network (192.168.0.0/16) nor the name of a host"
+                    raise ValueError(said) from None
                 self._names.append(glob(entry.lower().rstrip(".")))
 
     def refusal(self, host: str, address: str, *, loopback: bool) -> str:
@@ -92,8 +92,9 @@ class CallbackTargets:
             # all the ways to write an address, also 2130706433 and 0x7f.1
             found = socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
         except (OSError, UnicodeError):
-            unknown = self._networks or self._lists(host, "")
-            return "" if unknown else f"{KEY} does not list {host}"
+            if self._networks or self._lists(host, ""):
+                return ""
+            return f"{KEY} does not list {host}"
         return self.refusal(host, str(found[0][4][0]), loopback=loopback)
 
     def _lists(self, host: str, address: str) -> bool:

@@ -1,13 +1,13 @@
 """What a container may have of its host, by the facts that its options show."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from edgeorch import config
-from edgeorch.errors import PolicyError
 from edgeorch.model import ContainerFacts
 from edgeorch.policy.images import Images
 from edgeorch.policy.paths import HostPaths
 from edgeorch.policy.patterns import covers
+from edgeorch.policy.refuse import Refuse
 
 GPUS = "gpus"
 SYSTEM = "/etc"
@@ -17,8 +17,6 @@ ROOT_CAPABILITIES = frozenset(
 )
 """With one of these root in a container has ways to the host."""
 
-Refuse = Callable[..., PolicyError]
-
 
 class ContainerRules:
     """The rules for containers of one node.
@@ -27,7 +25,7 @@ class ContainerRules:
         settings: the ``[policy]`` section.
         images: its images.
         paths: its host paths.
-        refuse: makes a refusal of a key, a sentence and what to do.
+        refuse: makes a refusal.
     """
 
     def __init__(self, settings: config.Policy, images: Images, paths: HostPaths, refuse: Refuse) -> None:

@@ -1,13 +1,13 @@
 """How much a role may ask for: resources, running time, and tasks at a time."""
 
 import math
-from collections.abc import Callable
 
 from edgeorch import config
-from edgeorch.errors import PolicyError, TooManyTasksError
+from edgeorch.errors import TooManyTasksError
 from edgeorch.model import DEADLINE_S, Caller, Cap, ContainerFacts, Resources, Role, TaskSpec
+from edgeorch.policy.refuse import Refuse
 
-Refuse = Callable[..., PolicyError]
+_DEFAULTS = config.Policy()
 
 
 class Limits:
@@ -15,7 +15,7 @@ class Limits:
 
     Args:
         settings: the ``[policy]`` section.
-        refuse: makes a refusal of a key, a sentence and what to do.
+        refuse: makes a refusal.
     """
 
     def __init__(self, settings: config.Policy, refuse: Refuse) -> None:
@@ -28,35 +28,23 @@ class Limits:
         Raises:
             PolicyError: with the key and the limit.
         """
-        facts = container or ContainerFacts()
-        most = self.cap(role)
-        self._compare("policy.max_cpus", role, most.resources.cpus, max(spec.resources.cpus, facts.cpus))
-        memory = max(spec.resources.memory, facts.memory)
-        self._compare("policy.max_memory", role, most.resources.memory, memory)
-        # the Engine's own measure: as much swap as memory
-        self._compare(
-            "policy.max_memory", role, 2 * most.resources.memory, facts.memory_swap, "of memory and swap"
-        )
-        self._compare("policy.max_timeout_s", role, most.timeout_s or 0, spec.timeout_s or 0)
-        longest = config.for_role(self._settings.max_deadline_s, role, default=0.0)
+        asked, facts = spec.resources, container or ContainerFacts()
+        self._compare("max_cpus", role, max(asked.cpus, facts.cpus))
+        self._compare("max_memory", role, max(asked.memory, facts.memory))
+        # As much swap as memory is what the Engine gives a container that names none.
+        self._compare("max_memory", role, facts.memory_swap / 2, "for each of memory and swap")
+        self._compare("max_timeout_s", role, spec.timeout_s or 0)
         if spec.deadline_s != DEADLINE_S:
-            self._compare("policy.max_deadline_s", role, longest, spec.deadline_s)
+            self._compare("max_deadline_s", role, spec.deadline_s)
 
     def cap(self, role: Role) -> Cap:
         """What a task gets where it leaves it open."""
-        settings = self._settings
-        return Cap(
-            resources=Resources(
-                cpus=config.for_role(settings.max_cpus, role, default=0.0),
-                memory=config.for_role(settings.max_memory, role, default=0),
-            ),
-            timeout_s=config.for_role(settings.max_timeout_s, role, default=0.0) or None,
-        )
+        resources = Resources(cpus=self._most("max_cpus", role), memory=int(self._most("max_memory", role)))
+        return Cap(resources=resources, timeout_s=self._most("max_timeout_s", role) or None)
 
     def deadline_s(self, spec: TaskSpec, role: Role) -> float:
         """When a task must have ended, counted from its acceptance."""
-        longest = config.for_role(self._settings.max_deadline_s, role, default=0.0)
-        return min(spec.deadline_s, longest or math.inf)
+        return min(spec.deadline_s, self._most("max_deadline_s", role) or math.inf)
 
     def check_tasks(self, caller: Caller, *, wanted: int, held: int) -> None:
         """Refuse tasks beyond what a token may have open at this node. One on several nodes counts once.
@@ -65,23 +53,28 @@ class Limits:
             PolicyError: there will never be room for so many at once.
             TooManyTasksError: there is no room before some have ended.
         """
-        key = "policy.max_tasks"
-        most = config.for_role(self._settings.max_tasks, caller.role, default=config.MAX_TASKS)
+        key, most = "policy.max_tasks", self._most("max_tasks", caller.role)
         if not most or held + wanted <= most:
             return
-        said = f"{key} is {most} for the role {caller.role!r}"
+        said = f"{key} is {most:.10g} for the role {caller.role!r}"
         if wanted > most:
-            raise self._refuse(
-                key, f"{said}, and the request has {wanted} tasks", f"send fewer, or raise {key}"
-            )
+            said += f", and the request has {wanted} tasks"
+            raise self._refuse(key, said, f"send fewer, or raise {key}")
         raise TooManyTasksError(
             f"{said}, and the token {caller.token!r} has {held} open tasks at this node",
             hint="wait until some have ended, cancel some, or ask another node",
             key=key,
         )
 
-    def _compare(self, key: str, role: Role, most: float, asked: float, of: str = "") -> None:
+    def _most(self, name: str, role: Role) -> float:
+        """A limit of a role; 0: none."""
+        default = getattr(_DEFAULTS, name)
+        known: float = config.for_role(getattr(self._settings, name), role, default=default)
+        return known
+
+    def _compare(self, name: str, role: Role, asked: float, of: str = "") -> None:
+        most = self._most(name, role)
         if most and asked > most:
-            much = "no limit" if asked == math.inf else f"{asked:.10g}"
-            said = f"{key} is {most:.10g} for the role {role!r}, and the task asks for {much}"
-            raise self._refuse(key, f"{said} {of}".rstrip(), f"ask for less, or raise {key}")
+            much = f"{asked:.10g}" if asked < math.inf else "no limit"
+            said = f"policy.{name} is {most:.10g} for the role {role!r}, and the task asks for {much} {of}"
+            raise self._refuse(f"policy.{name}", said.rstrip(), f"ask for less, or raise policy.{name}")

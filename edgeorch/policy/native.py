@@ -1,16 +1,15 @@
 """Which programs of the node may be started: ``policy.native``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from edgeorch import config
-from edgeorch.errors import PolicyError
 from edgeorch.model import Caller, NativeService, Role, TaskSpec
+from edgeorch.policy.refuse import Refuse
 from edgeorch.services import ListedService
 
 KEY = "policy.native"
 REQUESTER = "ServiceRequester"
 """Metadata of a task from the original API: the program that asks, by its own word."""
-Refuse = Callable[..., PolicyError]
 
 
 class NativeRules:
@@ -19,7 +18,7 @@ class NativeRules:
     Args:
         settings: the ``[policy]`` section.
         listed: what ``services.load_services`` found.
-        refuse: makes a refusal of a key, a sentence and what to do.
+        refuse: makes a refusal.
     """
 
     def __init__(self, settings: config.Policy, listed: Sequence[ListedService], refuse: Refuse) -> None:

@@ -73,6 +73,14 @@ def test_the_originals_registry_decides_what_runs_and_who_asks(fleet, tmp_path):
         assert answer["Detail"].startswith("policy.native is listed for the role 'submit', and ")
         assert answer["RemoteTargetInfo"] == {"ExecutionType": "", "Target": ""}
 
+    body = {"ServiceName": "clock", "StatusCallbackURI": "http://169.254.169.254/latest"}
+    body["ServiceInfo"] = [{"ExecutionType": "native", "ExecCmd": ["date"]}]
+    status, data = kitchen.request(
+        "POST", "/api/v1/orchestration/services", body, Authorization=f"Bearer {text}"
+    )
+    assert (status, json.loads(data)["Message"]) == (200, "NOT_ALLOWED_COMMAND")
+    assert json.loads(data)["Detail"].startswith("policy.callbacks does not list ")
+
     # By reload: the request's own word, and what the file says now.
     reload(kitchen, settings + 'requester="claimed"\n')
     assert original(kitchen, ["date"], token=other, requester="curl")["Message"] == "ERROR_NONE"

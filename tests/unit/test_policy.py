@@ -419,6 +419,22 @@ def test_a_bad_file_is_told_and_the_others_count(tmp_path, name, content):
     assert "\n" not in warnings[0]
 
 
+@pytest.mark.parametrize("line", ["", "AllowedRequester=", "AllowedRequester= , "])
+def test_a_service_that_nobody_may_ask_for_is_told(tmp_path, line):
+    path = write(tmp_path, "a/a.conf", f"[ServiceInfo]\nServiceName=a\nExecutableFileName=ls\n{line}\n")
+    (service,), warnings = load_services(tmp_path / "none", tmp_path)
+    assert service.requesters == ()
+    assert warnings == (f"{path}: its list of requesters is empty or missing, so nobody may ask for it",)
+
+
+def test_requesters_of_our_own_files(tmp_path):
+    write(tmp_path, "a.toml", 'argv = ["/bin/ls"]\nrequesters = ["laptop"]\n')
+    write(tmp_path, "b.toml", 'argv = ["/bin/ls"]\n')
+    found, warnings = load_services(tmp_path, tmp_path / "none")
+    assert [service.requesters for service in found] == [("laptop",), None]
+    assert warnings == ()
+
+
 def test_folders_that_are_not_there(tmp_path):
     assert load_services(tmp_path / "s", tmp_path / "a") == ((), ())
 
@@ -430,7 +446,7 @@ def test_no_content_crashes_the_readers(tmp_path_factory, content):
     (folder / "x.toml").write_bytes(content)
     (folder / "x" / "x.conf").write_bytes(b"[ServiceInfo]\n" + content)
     found, warnings = load_services(folder, folder)
-    assert len(found) + len(warnings) <= 2
+    assert len(found) + len(warnings) <= 3
 
 
 def test_a_path_that_cannot_be_resolved_is_refused(tmp_path):

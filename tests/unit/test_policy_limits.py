@@ -52,7 +52,7 @@ def check(settings, *, role="submit", facts=None, **spec):
             100,
             {"facts": ContainerFacts(memory=100, memory_swap=200)},
             {"facts": ContainerFacts(memory=100, memory_swap=math.inf)},
-            "asks for no limit of memory and swap",
+            "asks for no limit for each of memory and swap",
         ),
     ],
 )
