@@ -184,6 +184,9 @@ class Callbacks:
         """Try until it is taken, refused for good, or too old; then forget it."""
         wait_s = FIRST_WAIT_S
         told = False
+        # From here on its age grows with the clock that nobody sets.
+        began = self.seams.boottime()
+        age_s = self.seams.wall() - callback.created_at
         while True:
             try:
                 async with self._limiter:
@@ -191,8 +194,7 @@ class Callbacks:
                 self.delivered += 1
                 break
             except NotDeliveredError as error:
-                age = self.seams.wall() - callback.created_at
-                if error.final or age > self.settings.give_up_s:
+                if error.final or age_s + self.seams.boottime() - began > self.settings.give_up_s:
                     log.warning("a callback is given up", task=callback.task_id, reason=str(error))
                     self.dropped += 1
                     break

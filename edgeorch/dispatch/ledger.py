@@ -197,7 +197,8 @@ class Ledger:
                 the same, because memory has already moved on.
         """
         todo = list(changes)
-        if entry.unsaved:
+        late = bool(entry.unsaved)
+        if late:
             # The row as it is now, not as it was when the disk refused it.
             todo = [PutTask(task=entry.task), *entry.unsaved, *changes]
             entry.unsaved = ()
@@ -211,6 +212,9 @@ class Ledger:
             raise
         self.saved(entry, record, revision)
         self._carry_out(entry, effects)
+        if late:
+            # A callback among them was looked for in the outbox before it was there.
+            self.notifier.wake()
         if entry.task.state.terminal and not entry.unsaved and self._settled(entry):
             self.open.pop(entry.task.id, None)
 

@@ -105,8 +105,8 @@ class World:
     """Callbacks over a store, and tasks that change."""
 
     def __init__(self, store=None, **settings):
-        self.now = NOW
-        self.seams = Seams(wall=lambda: self.now, rng=random.Random(1))
+        self.now, self.since_boot = NOW, 0.0
+        self.seams = Seams(wall=lambda: self.now, boottime=lambda: self.since_boot, rng=random.Random(1))
         self.store = store or MemoryStore(self.seams)
         self.targets = CallbackTargets(("*",))
         self.callbacks = Noting(
@@ -296,10 +296,23 @@ async def test_what_was_not_taken_for_too_long_is_dropped():
         receiver.answers = [b"500 No"] * 3
         await world.tell(receiver.url, "old")
         await receiver.next()
-        world.now += 61
+        world.since_boot += 61
         await world.tell(receiver.url, "new", number=1)
         await world.empty()
         assert (world.callbacks.dropped, world.callbacks.delivered) == (1, 1)
+
+
+@pytest.mark.parametrize("days", [1, -1])
+async def test_a_clock_that_jumps_drops_nothing(days):
+    async with receiving() as receiver, delivering(give_up_s=60) as world:
+        receiver.answers = [b"500 No"] * 3
+        await world.tell(receiver.url)
+        await receiver.next()
+        world.now += days * 86_400
+        await world.tell(receiver.url, "ended", number=0)
+        await world.empty()
+        assert (world.callbacks.dropped, world.callbacks.delivered) == (0, 2)
+        assert [body["event"] for _, _, body in receiver.got] == ["started"] * 4 + ["ended"]
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])

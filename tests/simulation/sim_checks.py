@@ -31,6 +31,10 @@ class Checks:
         """Hosts by the name of their node."""
         self.starts: dict[str, list[str]] = {}
         """Attempts that were really started on some host, by task id."""
+        self.made: dict[str, list[str]] = {}
+        """Ids of callbacks as they were made, by task id; a crash may have lost the last."""
+        self.told: dict[str, dict[str, str]] = {}
+        """State by id of callbacks as they first arrived, by task id."""
         self._show = show
         self._trace = hashlib.sha256()
         self.steps = 0
@@ -89,6 +93,27 @@ class Checks:
         self.say(who, f"dropped {task.id}")
         if not task.state.terminal:
             raise BrokenError(f"{task.id} was dropped while {task.state}")
+
+    def makes(self, task_id, callback_ids):
+        """A node is about to commit these callbacks."""
+        self.made.setdefault(task_id, []).extend(callback_ids)
+
+    def take(self, callback):
+        """A callback has arrived; it may come again."""
+        state = msgspec.json.decode(callback.body)["state"]
+        self.say(callback.task_id, f"tells {callback.id} {state}")
+        told = self.told.setdefault(callback.task_id, {})
+        told.setdefault(callback.id, state)
+        made = self.made[callback.task_id]
+        if list(told) != sorted(told, key=made.index):
+            raise BrokenError(f"{callback.task_id} tells {list(told)}, made as {made}")
+
+    def untold(self, task):
+        """What the receiver has not heard of an ended task; empty where nothing is missing."""
+        told = list(self.told.get(task.id, {}).values())
+        if self.specs[task.id].callback_url is None or told[-1:] == [task.state]:
+            return ""
+        return f"{task.id} is {task.state}, and callbacks told {told}"
 
     def started(self, who, launch):
         """A host starts a service."""

@@ -131,6 +131,7 @@ class Load:
                 backoff_s=rng.choice((0.0, 1.0)),
             ),
             on_disconnect=rng.choice(("stop", "stop", "keep")),
+            callback_url=rng.choice((None, "http://receiver/")),
         )
 
     def placement(self):
@@ -290,6 +291,9 @@ async def _end(fleet):
         if not task.state.terminal:
             raise BrokenError(f"{task_id} has not ended: {task.state}, {task.reason}, {task.attempts[-1:]}")
     await trio.sleep(QUIET_S)
+    tasks = [node.store._tasks[task_id] for task_id, node in origins.items()]
+    if untold := next(filter(None, map(fleet.checks.untold, tasks)), ""):
+        raise BrokenError(untold)
     for node in fleet.nodes.values():
         if left := "; ".join(_left(node)):
             raise BrokenError(f"{node.name}: {left}")

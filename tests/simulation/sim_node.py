@@ -7,6 +7,7 @@ from functools import partial
 import msgspec
 import trio
 
+from edgeorch.callbacks import Callbacks, NotDeliveredError
 from edgeorch.errors import StorageError
 from edgeorch.membership import ExecutorLoad, Fleet, Membership, Sampler, SelfInfo
 from edgeorch.membership.self_info import INCARNATIONS_PER_BOOT
@@ -80,6 +81,8 @@ class LifeStore:
                 call.events = await self._inner.commit_both(call.tasks, call.runs)
                 # It is on the disk, and nobody knows yet: a crash may come here.
                 await trio.sleep(took - before)
+            if self.gone:
+                return
             call.done.set()
 
 
@@ -105,6 +108,28 @@ class CheckedHost(ScriptedHost):
         if launch.key not in self.services:
             self._checks.started(self._name, launch)
         return super().begin(driver, launch, steps)
+
+
+class SimCallbacks(Callbacks):
+    """Delivers to a receiver that is sometimes away, and whose answers are sometimes lost."""
+
+    def __init__(self, checks, rng, *parts):
+        super().__init__(*parts)
+        self._checks, self._rng = checks, rng
+
+    def changes(self, task, spec, kind):
+        changes = super().changes(task, spec, kind)
+        self._checks.makes(task.id, [change.callback.id for change in changes])
+        return changes
+
+    async def _send(self, callback):
+        await trio.sleep(self._rng.uniform(0, 0.1))
+        if self._rng.random() < 0.3:
+            raise NotDeliveredError("the receiver is away")
+        self._checks.take(callback)
+        await trio.sleep(self._rng.uniform(0, 0.1))
+        if self._rng.random() < 0.1:
+            raise NotDeliveredError("the answer was lost")
 
 
 class StillAddresses:
@@ -204,9 +229,19 @@ class SimNode(VirtualNode):
     def open_store(self):
         self.life = LifeStore(self.store, self.disk, self.rng)
         self.fleet.nursery.start_soon(self.life.write)
+        checks = self.fleet.checks
+        self.notes = SimCallbacks(
+            checks,
+            random.Random(f"{self.seams.rng.random()}"),
+            self.life,
+            self.config.callbacks,
+            self.seams,
+            lambda _: "10.0.0.1",
+        )
         return self.life
 
     async def go_live(self, nursery):
+        await nursery.start(self.notes.run)
         await nursery.start(self.peers.run)
         await nursery.start(self.membership.run)
         self.fleet.network.restart(self.id)

@@ -96,7 +96,11 @@ def main(options):
     broken = [outcome.seed for outcome in outcomes if outcome.broken]
     tasks, steps = sum(o.tasks for o in outcomes), sum(o.steps for o in outcomes)
     took = time.monotonic() - began
-    print(f"{len(outcomes)} seeds, {tasks} accepted tasks, {steps} steps in {took:.0f} s")
+    last = max(outcome.seed for outcome in outcomes)
+    print(
+        f"{len(outcomes)} seeds ({options.first} to {last}), {tasks} accepted tasks, "
+        f"{steps} steps in {took:.0f} s"
+    )
     print(f"broken: {broken or 'none'}")
     return 1 if broken else 0
 

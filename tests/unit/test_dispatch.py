@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import trio
 
+from edgeorch.callbacks import Callbacks
 from edgeorch.dispatch import accept
 from edgeorch.dispatch.requests import Idempotency, Submission
 from edgeorch.errors import (
@@ -638,6 +639,31 @@ async def test_an_end_that_a_full_disk_refused_is_written_once_there_is_room(aut
     await trio.sleep(2)
     assert (await inner.task(waiting.id)).state is T.TIMED_OUT
     assert waiting.id not in a.dispatch.ledger.open
+
+
+async def test_a_callback_that_a_full_disk_refused_goes_out_once_there_is_room(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    a = fleet.add("a")
+    a.store = store = FailingStore(a.store)
+    a.notes = callbacks = Callbacks(a.store, a.config.callbacks, a.seams, lambda _: "")
+    sent = []
+
+    async def send(callback):
+        sent.append(msgspec.json.decode(callback.body)["event"])
+
+    monkeypatch.setattr(callbacks, "_send", send)
+    await nursery.start(a.host.run)
+    await nursery.start(callbacks.run)
+    await nursery.start(a.run)
+    task = await a.submit("sleep", "10", callback_url="http://receiver/")
+    await trio.sleep(5)
+    store.failing = True
+    await trio.sleep(20)
+    store.failing = False
+    assert (await ended(a, task)).state is T.SUCCEEDED
+    await trio.sleep(1)
+    assert sent == ["started", "ended"]
 
 
 async def test_a_clock_that_was_set_back_gives_no_task_more_time(autojump_clock, tmp_path, nursery):
