@@ -84,7 +84,7 @@ class _Asked:
     async def find(self, sender: From, message: FindRuns) -> Runs:
         for task_id in message.task_ids:
             _check_origin(sender, task_id)
-        return Runs(runs=self.executor.find(message.task_ids))
+        return Runs(runs=await self.executor.find(message.task_ids))
 
     async def report(self, sender: From, message: Report) -> ReportTaken:
         run = message.run

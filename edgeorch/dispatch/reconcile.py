@@ -70,15 +70,20 @@ class Reconciler:
                 await self._move(entry, AttemptState.LOST, "node_lost", reason)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Ask everybody once, then place what waits; after that, ask each node that comes (back) to life."""
+        """Ask everybody once, then place what waits; after that, ask each node that comes (back) to life.
+
+        A node that is heard for the first time is asked about every open task: this store may be an old one.
+        """
         task_status.started()
+        asked: set[str] = set()
         waiting = [entry for entry in self.ledger.open.values() if entry.task.state is TaskState.WAITING]
         if self.ledger.open:
             with trio.move_on_after(SETTLE_S):
                 while not self.view.alive():
                     await self.view.membership.states_changed.wait()
             for node in list(self.view.alive()):
-                await self._ask(node, list(self.ledger.open))
+                if await self._ask(node, list(self.ledger.open)):
+                    asked.add(node)
         for entry in waiting:
             if entry.task.state is TaskState.WAITING:
                 self.placer.enqueue(entry)
@@ -88,7 +93,8 @@ class Reconciler:
             unclear, self.placer.unclear = self.placer.unclear.is_set(), trio.Event()
             now = set(self.view.alive())
             for node in now if unclear else now - alive:
-                await self._ask(node, self._held_by(node))
+                if await self._ask(node, self._held_by(node) if node in asked else list(self.ledger.open)):
+                    asked.add(node)
             alive = now
 
     def _held_by(self, node: str) -> list[str]:
@@ -105,7 +111,8 @@ class Reconciler:
             nursery.start_soon(first, self.view.membership.states_changed)
             nursery.start_soon(first, self.placer.unclear)
 
-    async def _ask(self, node: str, task_ids: Sequence[str]) -> None:
+    async def _ask(self, node: str, task_ids: Sequence[str]) -> bool:
+        """Whether it has answered."""
         for start in range(0, len(task_ids), BATCH):
             batch = tuple(task_ids[start : start + BATCH])
             # Offers that are made or under way while the node answers are none of its answer's business.
@@ -117,11 +124,12 @@ class Reconciler:
                 except EdgeorchError as error:
                     log.debug("a node was not asked about its runs", node=node, reason=str(error))
             if answer is None:
-                return
+                return False
             try:
                 await self._compare(node, held, answer.runs)
             except StorageError as error:
                 log.warning("cannot record what a node said", node=node, reason=str(error))
+        return True
 
     def _settled_at(self, node: str, task_id: str) -> int | None:
         """Number of the task's newest attempt where it is open at the node and its offer is answered."""

@@ -11,7 +11,7 @@ from edgeorch.config import Executor as Settings
 from edgeorch.errors import StorageError
 from edgeorch.executor.admission import Refusal, Rules, decide, tightened
 from edgeorch.executor.driver import Driver
-from edgeorch.executor.life import Life, Origins
+from edgeorch.executor.life import Life, Origins, state_of
 from edgeorch.executor.slots import Load, Reservation, Slots
 from edgeorch.model import (
     AttemptState,
@@ -237,8 +237,13 @@ class Executor:
         life.stop(cause)
         return True
 
-    def find(self, task_ids: Sequence[str]) -> tuple[RunState, ...]:
-        """What is known here of these tasks' attempts."""
+    async def find(self, task_ids: Sequence[str]) -> tuple[RunState, ...]:
+        """What is known here of these tasks' attempts, also of those whose end was acknowledged long ago.
+
+        Raises:
+            StorageError: the disk cannot be read; nothing may be concluded from that.
+        """
+        ended = await self.store.ended_runs(task_ids)
         wanted = set(task_ids)
         accepting = (
             RunState(key=key, state=AttemptState.PREPARING)
@@ -246,7 +251,8 @@ class Executor:
             if key.rpartition(".")[0] in wanted
         )
         living = (life.state() for life in self._lives.values() if life.run.offer.task_id in wanted)
-        return (*accepting, *living)
+        now = self.seams.wall()
+        return (*(state_of(run, now) for run in ended), *accepting, *living)
 
     def statistics(self) -> dict[str, Any]:
         """Counts for ``/metrics``."""

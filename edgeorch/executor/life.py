@@ -13,7 +13,7 @@ from edgeorch.executor.driver import Driver, Launch
 from edgeorch.model import AttemptState, Exit, Handle, Run, Service, TaskSpec
 from edgeorch.scheduler import driver_of
 from edgeorch.secret import Secret
-from edgeorch.store import AttemptChange, DropRun, PutRun
+from edgeorch.store import AttemptChange, DropRun, EndRun, PutRun
 from edgeorch.wire.messages import RunState
 
 if TYPE_CHECKING:
@@ -28,6 +28,23 @@ _STOPPED = {
     "superseded": AttemptState.SUPERSEDED,
     "lease": AttemptState.LOST,
 }
+
+
+def state_of(run: Run, now: float) -> RunState:
+    """What a run's record says, with times as ages at ``now``."""
+
+    def age(at: float | None) -> float | None:
+        return None if at is None else max(now - at, 0.0)
+
+    return RunState(
+        key=run.offer.key,
+        state=run.state,
+        driver=run.driver,
+        sequence=run.sequence,
+        started_age_s=age(run.started_at),
+        ended_age_s=age(run.ended_at),
+        exit=run.exit,
+    )
 
 
 class Origins(Protocol):
@@ -126,20 +143,10 @@ class Life:
 
     def state(self, progress: str = "") -> RunState:
         """What the origin is told. Ages, so that the clocks of two nodes need not agree."""
-        now = self.executor.seams.wall()
-        run = self.run
-
-        def age(at: float | None) -> float | None:
-            return None if at is None else max(now - at, 0.0)
-
-        return RunState(
-            key=self.key,
-            state=run.state,
-            driver=run.driver,
-            sequence=0 if progress else run.sequence,
-            started_age_s=age(run.started_at),
-            ended_age_s=age(run.ended_at),
-            exit=run.exit,
+        state = state_of(self.run, self.executor.seams.wall())
+        return msgspec.structs.replace(
+            state,
+            sequence=0 if progress else state.sequence,
             progress=progress,
             stdout_tail=self._tails[0],
             stderr_tail=self._tails[1],
@@ -192,7 +199,7 @@ class Life:
                     await self.executor.origins.reachable(self.run.offer.origin)
                     await trio.sleep(self._jitter(wait_s))
                 wait_s = min(wait_s * 2, MAX_BACKOFF_S)
-            await self._insist(lambda: self.executor.store.commit_runs([DropRun(key=self.key)]))
+            await self._insist(lambda: self.executor.store.commit_runs([EndRun(run=self.run)]))
         driver = self.executor.drivers.get(self.run.driver)
         if self.run.handle is not None and driver is not None:
             try:

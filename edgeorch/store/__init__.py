@@ -97,15 +97,24 @@ class PutRun(Kept, frozen=True, kw_only=True):
 
 
 class DropRun(Kept, frozen=True, kw_only=True):
-    """The origin has acknowledged the end: forget the run."""
+    """The origin has acknowledged the end, and it is this node itself: forget the run."""
 
     key: str
+
+
+class EndRun(Kept, frozen=True, kw_only=True):
+    """Another node has acknowledged the end: of the run only how it ended is kept.
+
+    A node that is restored from a backup asks for it, so that nothing is run again.
+    """
+
+    run: Run
 
 
 TaskChange: TypeAlias = (
     PutTask | DropTask | PutEvent | PutKey | PutCallback | DropCallback | PutAudit | PutSecrets | DropSecrets
 )
-AttemptChange: TypeAlias = PutRun | DropRun
+AttemptChange: TypeAlias = PutRun | DropRun | EndRun
 
 
 class TaskFilter(Kept, frozen=True, kw_only=True):
@@ -174,7 +183,10 @@ class TaskStore(Protocol):
         ...
 
     async def prune(self, ended_before: float) -> list[str]:
-        """Forget tasks that ended before this time, and expired keys. Returns the forgotten task ids."""
+        """Forget tasks and acknowledged runs that ended before this time, and expired keys.
+
+        Returns the forgotten task ids.
+        """
         ...
 
 
@@ -201,6 +213,10 @@ class AttemptStore(Protocol):
 
     async def runs(self) -> list[Run]:
         """Everything that is not yet acknowledged by its origin, oldest first."""
+        ...
+
+    async def ended_runs(self, task_ids: Sequence[str]) -> list[Run]:
+        """How acknowledged runs of these tasks had ended, by key; without spec and handle."""
         ...
 
 

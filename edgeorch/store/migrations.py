@@ -65,6 +65,17 @@ STEPS = (
         compatible=1,
         sql="CREATE TABLE secrets (task TEXT PRIMARY KEY, body BLOB NOT NULL)",
     ),
+    Step(
+        number=3,
+        compatible=1,
+        sql="""
+            CREATE TABLE ended_runs (
+                task TEXT NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, body BLOB NOT NULL,
+                PRIMARY KEY (task, number)
+            ) WITHOUT ROWID;
+            CREATE INDEX ended_runs_at ON ended_runs (at);
+        """,
+    ),
 )
 
 

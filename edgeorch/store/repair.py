@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from edgeorch.errors import StorageError
-from edgeorch.store import AttemptChange, PutCallback, PutRun, PutTask, TaskChange, rows
+from edgeorch.store import AttemptChange, EndRun, PutCallback, PutRun, PutTask, TaskChange, rows
 from edgeorch.store.connection import DAMAGE, code_of, connect, connect_read_only
 from edgeorch.store.migrations import APPLICATION_ID, STEPS, migrate, version_of
 
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 _TABLES: dict[str, Callable[[bytes], TaskChange | AttemptChange]] = {
     "tasks": lambda body: PutTask(task=rows.TASK.decode(body)),
     "runs": lambda body: PutRun(run=rows.RUN.decode(body)),
+    "ended_runs": lambda body: EndRun(run=rows.RUN.decode(body)),
     "keys": rows.KEY.decode,
     "callbacks": lambda body: PutCallback(callback=rows.CALLBACK.decode(body)),
     "audit": rows.AUDIT.decode,

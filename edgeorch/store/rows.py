@@ -1,6 +1,6 @@
 """Changes as SQL statements, and rows back into structs. No I/O."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from edgeorch.store import (
     DropRun,
     DropSecrets,
     DropTask,
+    EndRun,
     PutAudit,
     PutCallback,
     PutEvent,
@@ -59,6 +60,7 @@ _DROPS: dict[type, str] = {
 DROP_STRAY_SECRETS = """DELETE FROM secrets WHERE task NOT IN
     (SELECT id FROM tasks WHERE state IN ('waiting', 'placing', 'running'))"""
 """Left by a release that does not know the table."""
+_PUT_ENDED_RUN = "INSERT OR REPLACE INTO ended_runs (task, number, at, body) VALUES (?, ?, ?, ?)"
 
 _encode = msgspec.msgpack.Encoder().encode
 TASK = msgspec.msgpack.Decoder(Task)
@@ -75,7 +77,7 @@ def statements(changes: Iterable[TaskChange | AttemptChange]) -> list[Statement]
     return [statement for change in changes for statement in _statements(change)]
 
 
-def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:
+def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:  # noqa: C901  one case per change
     match change:
         case PutTask(task=task):
             node = task.current.node if task.current else None
@@ -97,6 +99,10 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:
             yield _PUT_RUN, (run.offer.key, run.accepted_at, _encode(run))
         case DropRun(key=name) | DropCallback(id=name) | DropSecrets(task_id=name):
             yield _DROPS[type(change)], (name,)
+        case EndRun(run=run):
+            bare = bare_end(run)
+            yield "DELETE FROM runs WHERE key = ?", (run.offer.key,)
+            yield _PUT_ENDED_RUN, (run.offer.task_id, run.offer.number, bare.ended_at, _encode(bare))
         case PutKey():
             yield _PUT_KEY, (change.scope, change.key, change.expires_at, _encode(change))
         case PutCallback(callback=callback):
@@ -109,6 +115,19 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:
             yield "DELETE FROM events WHERE task = ?", (task_id,)
             yield _DROPS[DropSecrets], (task_id,)
             yield "DELETE FROM tasks WHERE id = ?", (task_id,)
+
+
+def bare_end(run: Run) -> Run:
+    """What is kept of an acknowledged run: how it ended, not what it was."""
+    ended_at = run.accepted_at if run.ended_at is None else run.ended_at
+    offer = msgspec.structs.replace(run.offer, spec=b"")
+    return msgspec.structs.replace(run, offer=offer, handle=None, ended_at=ended_at)
+
+
+def ended_runs(task_ids: Sequence[str]) -> Statement:
+    """The query of acknowledged runs of some tasks."""
+    marks = ", ".join("?" * len(task_ids))
+    return f"SELECT body FROM ended_runs WHERE task IN ({marks}) ORDER BY task, number", tuple(task_ids)  # noqa: S608  our own words
 
 
 def keep_event(event: Event) -> Statement:

@@ -249,6 +249,7 @@ class SqliteStore:
                 ("DELETE FROM keys WHERE expires_at <= ?", (self._seams.wall(),)),
                 ("DELETE FROM audit WHERE at < ?", (ended_before,)),
                 (rows.DROP_STRAY_SECRETS, ()),
+                ("DELETE FROM ended_runs WHERE at < ?", (ended_before,)),
             ]
         )
         gone: list[str] = []
@@ -286,6 +287,10 @@ class SqliteStore:
     async def runs(self) -> list[Run]:
         """See ``AttemptStore``."""
         return await self._read(lambda db: _all(db, rows.RUN, rows.RUNS))
+
+    async def ended_runs(self, task_ids: Sequence[str]) -> list[Run]:
+        """See ``AttemptStore``."""
+        return await self._read(lambda db: _all(db, rows.RUN, *rows.ended_runs(task_ids)))
 
     # LocalStore
 

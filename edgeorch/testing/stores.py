@@ -18,6 +18,7 @@ from edgeorch.store import (
     DropRun,
     DropSecrets,
     DropTask,
+    EndRun,
     LocalStore,
     PutAudit,
     PutCallback,
@@ -29,6 +30,7 @@ from edgeorch.store import (
     TaskChange,
     TaskFilter,
 )
+from edgeorch.store.rows import bare_end
 
 T = TypeVar("T")
 
@@ -52,6 +54,7 @@ class MemoryStore:
         self._audit: list[PutAudit] = []
         self._runs: dict[str, Run] = {}
         self._secrets: dict[str, PutSecrets] = {}
+        self._ended_runs: dict[tuple[str, int], Run] = {}
 
     def reopened(self) -> "MemoryStore":
         """The store as the next start of the node finds it; later changes to one do not show in the other."""
@@ -84,7 +87,7 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return tuple(event for change in changes for event in self._apply(change))
 
-    def _apply(self, change: TaskChange | AttemptChange) -> Iterable[Event]:
+    def _apply(self, change: TaskChange | AttemptChange) -> Iterable[Event]:  # noqa: C901  one case per change
         match change:
             case PutTask(task=task):
                 self._tasks[task.id] = task
@@ -114,6 +117,9 @@ class MemoryStore:
                     DropSecrets: self._secrets,
                 }
                 kept[type(change)].pop(name, None)
+            case EndRun(run=run):
+                self._runs.pop(run.offer.key, None)
+                self._ended_runs[run.offer.task_id, run.offer.number] = bare_end(run)
         return ()
 
     async def task(self, task_id: str) -> Task | None:
@@ -182,6 +188,9 @@ class MemoryStore:
             for name, kept in self._secrets.items()
             if name in known and not known[name].state.terminal
         }
+        self._ended_runs = {
+            key: run for key, run in self._ended_runs.items() if (run.ended_at or 0.0) >= ended_before
+        }
         gone = [task for task in self._tasks.values() if self._prunable(task, ended_before)]
         gone.sort(key=lambda task: (task.ended_at, task.id))
         for task in gone:
@@ -202,6 +211,11 @@ class MemoryStore:
         """See ``AttemptStore``."""
         await trio.lowlevel.checkpoint()
         return sorted(self._runs.values(), key=lambda run: run.accepted_at)
+
+    async def ended_runs(self, task_ids: Sequence[str]) -> list[Run]:
+        """See ``AttemptStore``."""
+        await trio.lowlevel.checkpoint()
+        return [run for (task_id, _), run in sorted(self._ended_runs.items()) if task_id in task_ids]
 
 
 def _matches(task: Task, which: TaskFilter) -> bool:
@@ -317,3 +331,7 @@ class FailingStore:
     async def runs(self) -> list[Run]:
         """See ``AttemptStore``."""
         return await self._inner.runs()
+
+    async def ended_runs(self, task_ids: Sequence[str]) -> list[Run]:
+        """See ``AttemptStore``."""
+        return await self._inner.ended_runs(task_ids)

@@ -613,7 +613,7 @@ async def test_an_offer_whose_origin_goes_away_while_it_is_written_is_started_al
         link.start_soon(a.executor.accept, offer, {})
         await writing.wait()
         link.cancel_scope.cancel()
-    assert [state.state for state in a.executor.find(["t-b"])] == [A.PREPARING]
+    assert [state.state for state in await a.executor.find(["t-b"])] == [A.PREPARING]
     a.store.commit_runs = commit_runs
     may_go_on.set()
     await trio.testing.wait_all_tasks_blocked()

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from edgeorch.store import (
     DropRun,
     DropSecrets,
     DropTask,
+    EndRun,
     PutAudit,
     PutCallback,
     PutEvent,
@@ -214,6 +216,18 @@ async def test_runs_are_oldest_first_and_forgotten(store):
     assert store.store_id
 
 
+async def test_of_an_acknowledged_run_its_end_is_kept(store):
+    ended = msgspec.structs.replace(run(0), state=AttemptState.SUCCEEDED, ended_at=NOW + 5)
+    await store.commit_runs([PutRun(run=run(0)), PutRun(run=run(1))])
+    await store.commit_runs([EndRun(run=ended)])
+    assert await store.runs() == [run(1)]
+    (kept,) = await store.ended_runs([IDS[0], IDS[1]])
+    assert (kept.state, kept.ended_at, kept.handle, kept.offer.spec) == (ended.state, NOW + 5, None, b"")
+    assert kept.offer.key == run(0).offer.key
+    await store.prune(NOW + 6)
+    assert await store.ended_runs([IDS[0]]) == []
+
+
 async def test_one_transaction_spans_both_sides(store):
     numbered = await store.commit_both([PutTask(task=task()), PutEvent(event=event())], [PutRun(run=run())])
     assert [one.seq for one in numbered] == [1]
@@ -317,6 +331,7 @@ CHANGES = st.one_of(
 RUN_CHANGES = st.one_of(
     st.builds(run, NUMBERS, st.integers(1, 2), TIMES).map(lambda one: PutRun(run=one)),
     NUMBERS.map(lambda n: DropRun(key=f"{IDS[n]}.1")),
+    st.builds(run, NUMBERS, st.integers(1, 2), TIMES).map(lambda one: EndRun(run=one)),
 )
 FILTERS = st.builds(
     TaskFilter,
@@ -341,6 +356,7 @@ async def everything(store, which):
     found += [await store.events(None, 0, 100), await store.events(IDS[0], 1, 2), await store.callbacks()]
     found += [await store.key("ann", name, NOW) for name in "kl"]
     found += [await store.secrets(IDS[0]), await store.sealed()]
+    found += [await store.ended_runs(IDS[:2]), await store.ended_runs([])]
     return [*found, await store.audit(100), await store.runs(), await store.run(f"{IDS[0]}.1")]
 
 
