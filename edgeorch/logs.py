@@ -1,7 +1,10 @@
 """How the node speaks: one event per line on stderr, or the journal's own protocol under systemd."""
 
+import errno
 import logging
+import math
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import MutableMapping
 from contextlib import suppress
@@ -17,6 +20,10 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "e
 LINES = 4
 REMEMBERED = 10_000
 """Tasks of which it is known how much was said."""
+SAME_AGAIN_S = 60.0
+LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+SENTENCES = 100
+"""Of libraries, of which it is known when they were last said."""
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -51,11 +58,27 @@ class _Stderr:
 class _Libraries(logging.Handler):
     """What libraries (zeroconf, Docker's SDK, asyncio) log, as events of ours: only what matters, one line.
 
-    They show tracebacks for what is no defect, such as a network that has gone; those of errors are kept.
+    They show tracebacks for what is no defect, such as a network that has gone or a process that may open no
+    more files; those of other errors are kept. The same sentence comes once a minute: whoever tries again ten
+    times a second would fill the disk.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
     def emit(self, record: logging.LogRecord) -> None:
-        trace = record.exc_info if record.levelno >= logging.ERROR else None
+        said = f"{record.name} {record.msg}"
+        now = time.monotonic()
+        if now - self._said.get(said, -math.inf) < SAME_AGAIN_S:
+            return
+        if len(self._said) >= SENTENCES:
+            self._said.clear()
+        self._said[said] = now
+        error = record.exc_info[1] if record.exc_info else None
+        limit = isinstance(error, OSError) and error.errno in LIMITS
+        defect = record.levelno >= logging.ERROR and not limit
+        trace = record.exc_info if defect else None
         log = structlog.get_logger()
         try:
             log.log(record.levelno, record.getMessage(), library=record.name, exc_info=trace)
