@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from edgeorch.runner.landlock import Landlock
 
 EX_CONFIG = 78
+MAX_PROCESSES = 4096
+"""As TasksMax in the unit, which does not hold where the runner was started by hand."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.set_inheritable(int(entry.name), False)
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    _bound_processes(options.max_processes)
     loops.adopt_orphans()
     loops.forbid_tracing()
     loop = loops.Loop()
@@ -102,11 +105,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="keep services out of this folder but for their own work folder, where the kernel has Landlock",
     )
+    parser.add_argument(
+        "--max-processes",
+        type=int,
+        default=MAX_PROCESSES,
+        metavar="N",
+        help="how many more threads its user may have than now; root may have any (default %(default)s)",
+    )
     parser.add_argument("--grace-s", type=float, default=5.0, help="between SIGTERM and SIGKILL at the end")
     parser.add_argument(
         "--linger-s", type=float, help="end when nobody was connected for so long; default: never"
     )
     return parser
+
+
+def _bound_processes(more: int) -> None:
+    """Keep a fork bomb from taking the whole machine (RLIMIT_NPROC counts all threads of a user).
+
+    Services inherit it. The kernel exempts root.
+    """
+    threads = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if folder.stat().st_uid == os.getuid():
+                threads += sum(1 for _ in (folder / "task").iterdir())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft == resource.RLIM_INFINITY or threads + more < soft:
+        resource.setrlimit(resource.RLIMIT_NPROC, (threads + more, hard))
 
 
 def _uid(name: str) -> int:
