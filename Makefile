@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
-.PHONY: help demo test lint sim abuse fuzz lock bench clean
+.PHONY: help demo test lint sim chaos abuse fuzz lock bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
@@ -36,9 +36,13 @@ lint: $(DEVELOPED) ## Style, types, import rules and playbooks
 	@# Its configuration is read in this folder only, and it looks for Ansible on PATH.
 	@cd playbooks && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production
 
-sim: $(DEVELOPED) ## Simulated fleets and a seeded adversary: SEEDS=100, MINUTES=60, or SEED=42 alone
-	@$(BIN)/python tests/simulation/simulate.py --seeds $(or $(SEEDS),100) --minutes $(or $(MINUTES),60) \
-		$(if $(SEED),--seed $(SEED)) $(ARGS)
+sim: $(DEVELOPED) ## Simulated fleets and a seeded adversary: SEEDS=100 FIRST=1, MINUTES=4, or SEED=42 alone
+	@$(BIN)/python tests/simulation/simulate.py --minutes $(or $(MINUTES),60) --first $(or $(FIRST),1) \
+		--seeds $(or $(SEEDS),$(if $(MINUTES),1000000,100)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+chaos: $(DEVELOPED) ## Five real nodes under load and a seeded adversary: MINUTES=10 or SECONDS=90, SEED=42, ARGS=--json
+	@$(BIN)/python tests/faults/chaos.py $(if $(SEED),--seed $(SEED)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 abuse: $(DEVELOPED) ## Crowds at a real node, SECONDS=60 each, and what a healthy client finds meanwhile
 	@$(BIN)/python tests/abuse/abuse.py --seconds $(or $(SECONDS),60) $(ARGS)
