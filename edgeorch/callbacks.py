@@ -30,6 +30,8 @@ AT_ONCE = 16
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 300.0
 READ_AGAIN_S = 5.0
+AT_LEAST_S = 600.0
+"""How long a callback of an earlier life of the node is tried, however old it seems to be."""
 ORIGINAL_STATUS = {TaskState.RUNNING: "Started", TaskState.SUCCEEDED: "Finished"}
 
 
@@ -77,6 +79,11 @@ class Callbacks:
         self._wake = trio.Event()
         self._made: set[str] = set()
         """Made here and not yet found in the outbox."""
+        self._since: dict[str, tuple[float, float]] = {}
+        """Boot times when each callback was made, as far as can be told, and first seen in this life.
+
+        Ages grow with the clock that nobody sets.
+        """
         self._busy: set[str] = set()
         self._client: httpx2.AsyncClient | None = None
         """Made for the first callback, and never closed: it keeps no connections."""
@@ -101,6 +108,8 @@ class Callbacks:
             created_at=self.seams.wall(),
         )
         self._made.add(callback.id)
+        now = self.seams.boottime()
+        self._since[callback.id] = (now, now)
         return (PutCallback(callback=callback),)
 
     def wake(self) -> None:
@@ -131,6 +140,9 @@ class Callbacks:
         for callback in outbox:
             waiting.setdefault(callback.task_id, []).append(callback)
             self._made.discard(callback.id)
+            now = self.seams.boottime()
+            age_s = max(self.seams.wall() - callback.created_at, 0.0)
+            self._since.setdefault(callback.id, (now - age_s, now))
             # The clock may have been set back over a restart: new numbers stay above those that wait.
             self._number = max(self._number, callback.number)
         for task_id, callbacks in waiting.items():
@@ -184,9 +196,6 @@ class Callbacks:
         """Try until it is taken, refused for good, or too old; then forget it."""
         wait_s = FIRST_WAIT_S
         told = False
-        # From here on its age grows with the clock that nobody sets.
-        began = self.seams.boottime()
-        age_s = self.seams.wall() - callback.created_at
         while True:
             try:
                 async with self._limiter:
@@ -194,7 +203,7 @@ class Callbacks:
                 self.delivered += 1
                 break
             except NotDeliveredError as error:
-                if error.final or age_s + self.seams.boottime() - began > self.settings.give_up_s:
+                if error.final or self._too_old(callback):
                     log.warning("a callback is given up", task=callback.task_id, reason=str(error))
                     self.dropped += 1
                     break
@@ -205,7 +214,16 @@ class Callbacks:
             wait_s = min(wait_s * 2, LONGEST_WAIT_S)
         await self._forget(callback)
 
+    def _too_old(self, callback: Callback) -> bool:
+        """Whether it was tried for long enough; after a restart for a while in any case."""
+        now = self.seams.boottime()
+        made, seen = self._since[callback.id]
+        limit = self.settings.give_up_s
+        # The clock may have been wrong when it was made, or when the node was started.
+        return now - made > limit and now - seen > min(limit, AT_LEAST_S)
+
     async def _forget(self, callback: Callback) -> None:
+        self._since.pop(callback.id, None)
         while True:
             try:
                 await self.store.commit([DropCallback(id=callback.id)])

@@ -30,6 +30,11 @@ class _Store(Protocol):
         """What is wrong now."""
         ...
 
+    @property
+    def set_aside(self) -> Path | None:
+        """Where a damaged database went at this start."""
+        ...
+
 
 @dataclass(frozen=True)
 class Work:
@@ -128,7 +133,12 @@ class Health:
         broken, missing = self._drivers()
         wrong = [ready["store"], ready["certificate"], *broken]
         days = self._days()
-        warnings = [f"certificate ends in {days:.0f} d" if 0 < days < WARN_DAYS else "", self.settings]
+        aside = self._store.set_aside
+        warnings = [
+            f"the database was damaged, what could be read was kept (see {aside.name})" if aside else "",
+            f"certificate ends in {days:.0f} d" if 0 < days < WARN_DAYS else "",
+            self.settings,
+        ]
         draining = self._me.info.state == "draining"
         peers, work = peers_line(self._peers()), work_line(self._work(), draining=draining)
         stands = [

@@ -20,6 +20,7 @@ from edgeorch.errors import StorageError
 from edgeorch.store import AttemptChange, EndRun, PutCallback, PutRun, PutTask, TaskChange, rows
 from edgeorch.store.connection import DAMAGE, code_of, connect, connect_read_only
 from edgeorch.store.migrations import APPLICATION_ID, STEPS, migrate, version_of
+from edgeorch.store.wal import unread
 
 log = structlog.get_logger()
 
@@ -101,7 +102,7 @@ def _damage(path: Path) -> str | None:
         return "the file is empty"
     try:
         with closing(connect_read_only(path)) as connection:
-            return _check(connection)
+            return _check(connection) or unread(path)
     except StorageError as error:
         return error.detail
     except UnicodeDecodeError:

@@ -302,6 +302,21 @@ async def test_what_was_not_taken_for_too_long_is_dropped():
         assert (world.callbacks.dropped, world.callbacks.delivered) == (1, 1)
 
 
+async def test_what_seems_old_after_a_restart_is_tried_for_a_while(monkeypatch):
+    monkeypatch.setattr(module, "AT_LEAST_S", 30)
+    async with receiving() as receiver:
+        world = World(give_up_s=60)
+        world.now -= 86_400
+        await world.tell(receiver.url)
+        world = World(world.store, give_up_s=60)
+        receiver.answers = [b"500 No"] * 2
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.callbacks.run)
+            await world.empty()
+            nursery.cancel_scope.cancel()
+        assert (world.callbacks.dropped, world.callbacks.delivered) == (0, 1)
+
+
 @pytest.mark.parametrize("days", [1, -1])
 async def test_a_clock_that_jumps_drops_nothing(days):
     async with receiving() as receiver, delivering(give_up_s=60) as world:

@@ -31,6 +31,8 @@ class Checks:
         """Hosts by the name of their node."""
         self.starts: dict[str, list[str]] = {}
         """Attempts that were really started on some host, by task id."""
+        self.calm = False
+        """The faults are over."""
         self.made: dict[str, list[str]] = {}
         """Ids of callbacks as they were made, by task id; a crash may have lost the last."""
         self.told: dict[str, dict[str, str]] = {}

@@ -21,6 +21,8 @@ END_S = 3600.0
 """Everything must have ended this long after the last fault."""
 QUIET_S = 30.0
 """After that, nothing may be left of it."""
+CALLBACKS_S = 900.0
+"""Receivers must have been told everything by then; a node tries every five minutes in the end."""
 DAY_S = 86_400.0
 
 
@@ -272,6 +274,7 @@ async def simulate(folder, plan, checks):
             faults.start_soon(Load(fleet, faults).run, plan.seconds)
             faults.start_soon(Adversary(fleet, faults).run, plan.seconds)
         fleet.checks.say("all", "the faults are over")
+        fleet.checks.calm = True
         await _end(fleet)
         nursery.cancel_scope.cancel()
 
@@ -292,6 +295,9 @@ async def _end(fleet):
             raise BrokenError(f"{task_id} has not ended: {task.state}, {task.reason}, {task.attempts[-1:]}")
     await trio.sleep(QUIET_S)
     tasks = [node.store._tasks[task_id] for task_id, node in origins.items()]
+    with trio.move_on_after(CALLBACKS_S):
+        while any(map(fleet.checks.untold, tasks)):  # noqa: ASYNC110  as above
+            await trio.sleep(1)
     if untold := next(filter(None, map(fleet.checks.untold, tasks)), ""):
         raise BrokenError(untold)
     for node in fleet.nodes.values():

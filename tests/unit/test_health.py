@@ -1,5 +1,6 @@
 """The line that `systemctl status` shows, and what makes a node not ready."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ class World:
 
     def __init__(self, monkeypatch, *, origins=(), volatile=False):
         monkeypatch.setattr(health, "why_volatile", lambda folder: f"{folder} is in memory (tmpfs)")
-        self.store = SimpleNamespace(problem="")
+        self.store = SimpleNamespace(problem="", set_aside=None)
         self.me = SimpleNamespace(
             info=SimpleNamespace(state="ready", drivers={"native": "1"}),
             drivers={"native": SimpleNamespace(available=Available(version="1"))},
@@ -99,6 +100,12 @@ async def test_a_certificate_is_warned_of_from_60_days(world, days, warns):
     world.days = days
     assert world.health.status().startswith("WARNING certificate ends in ") is warns
     assert not world.failing()
+
+
+async def test_a_database_that_was_damaged_is_told_until_the_next_start(world):
+    world.store.set_aside = Path("/var/lib/edgeorch/edgeorch.db.corrupt-20270115T080000Z")
+    assert world.health.status().startswith("WARNING the database was damaged")
+    assert "edgeorch.db.corrupt-20270115T080000Z" in world.health.status()
 
 
 async def test_while_draining_the_line_says_what_is_waited_for(world):

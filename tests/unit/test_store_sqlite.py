@@ -371,3 +371,69 @@ async def test_bytes_flipped_anywhere_never_crash_a_start(tmp_path):
         except* (StartError, StorageError):
             refusals += 1
     assert refusals < 25
+
+
+FRAME = 24 + 4096
+
+
+async def killed(path, target, count=20):
+    """The files as a ``kill -9`` leaves them: every transaction is in the log."""
+    async with opened(path) as store:
+        for number in range(count):
+            await store.commit(put(number))
+        for name in ("e.db", "e.db-wal"):
+            (target / name).write_bytes(path.with_name(name).read_bytes())
+    wal = target / "e.db-wal"
+    frames = (wal.stat().st_size - 32) // FRAME
+    assert frames >= count
+    return target / "e.db", wal, frames
+
+
+def flip(file, place):
+    with file.open("r+b") as opened_file:
+        opened_file.seek(place)
+        byte = opened_file.read(1)[0]
+        opened_file.seek(place)
+        opened_file.write(bytes([byte ^ 0xFF]))
+
+
+@pytest.mark.parametrize("where", ["header", "middle", "salt"])
+async def test_a_damaged_log_is_told_and_what_is_before_the_damage_is_kept(tmp_path, where):
+    (tmp_path / "old").mkdir()
+    path, wal, frames = await killed(tmp_path / "old" / "e.db", tmp_path)
+    middle = 32 + FRAME * (frames // 2)
+    flip(wal, {"header": 17, "middle": middle + 1000, "salt": middle + 8}[where])
+    async with opened(path) as store:
+        assert store.set_aside is not None
+        left = len(await store.tasks(TaskFilter(limit=100)))
+        assert left == 0 if where == "header" else 0 < left < 20
+    assert store.set_aside.with_name(f"{store.set_aside.name}-wal").exists()
+
+
+@pytest.mark.parametrize("torn", ["last", "cut"])
+async def test_a_transaction_that_a_power_cut_tore_is_no_damage(tmp_path, torn):
+    (tmp_path / "old").mkdir()
+    path, wal, frames = await killed(tmp_path / "old" / "e.db", tmp_path)
+    if torn == "last":
+        flip(wal, 32 + FRAME * (frames - 1) + 1000)
+    else:
+        wal.write_bytes(wal.read_bytes()[:-2000])
+    async with opened(path) as store:
+        assert store.set_aside is None
+        assert len(await store.tasks(TaskFilter(limit=100))) == 19
+
+
+async def test_what_is_left_of_an_older_log_is_no_damage(tmp_path):
+    path = tmp_path / "e.db"
+    async with opened(path) as store:
+        for number in range(20):
+            await store.commit(put(number))
+        store._database.writer.execute("PRAGMA wal_checkpoint(RESTART)")
+        await store.commit(put(20))
+        copy = tmp_path / "copy"
+        copy.mkdir()
+        for name in ("e.db", "e.db-wal"):
+            (copy / name).write_bytes(path.with_name(name).read_bytes())
+    async with opened(copy / "e.db") as store:
+        assert store.set_aside is None
+        assert len(await store.tasks(TaskFilter(limit=100))) == 21
