@@ -237,6 +237,7 @@ class SimNode(VirtualNode):
             self.config.callbacks,
             self.seams,
             lambda _: "10.0.0.1",
+            lambda *_args, **_how: "",
         )
         return self.life
 

@@ -646,7 +646,7 @@ async def test_a_callback_that_a_full_disk_refused_goes_out_once_there_is_room(
 ):
     a = fleet.add("a")
     a.store = store = FailingStore(a.store)
-    a.notes = callbacks = Callbacks(a.store, a.config.callbacks, a.seams, lambda _: "")
+    a.notes = callbacks = Callbacks(a.store, a.config.callbacks, a.seams, lambda _: "", lambda _: "")
     sent = []
 
     async def send(callback):
