@@ -12,7 +12,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
-.PHONY: help demo test lint sim chaos abuse fuzz lock bench clean
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' edgeorch/__init__.py)
+SBOMS = $(patsubst playbooks/locks/%.txt,dist/edgeorch-$(VERSION)-%.cdx.json,$(wildcard playbooks/locks/py*.txt))
+
+.PHONY: help demo test lint audit dist sim chaos abuse fuzz lock bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
@@ -35,6 +38,21 @@ lint: $(DEVELOPED) ## Style, types, import rules and playbooks
 	@$(BIN)/lint-imports
 	@# Its configuration is read in this folder only, and it looks for Ansible on PATH.
 	@cd playbooks && PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint --offline --profile production
+	@$(MAKE) --no-print-directory audit $(SBOMS)
+
+audit: $(DEVELOPED) ## Known vulnerabilities in what the playbooks install; says so where nobody can be asked
+	@$(BIN)/python supply/audit.py
+
+# Beside the wheel: what it brings along on each Python.
+dist/edgeorch-$(VERSION)-%.cdx.json: playbooks/locks/%.txt pyproject.toml | $(DEVELOPED)
+	@mkdir -p dist
+	@sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml >$@.toml
+	@PYTHONWARNINGS=ignore $(BIN)/cyclonedx-py requirements $< --output-reproducible --pyproject $@.toml -o $@
+	@rm $@.toml
+
+dist: $(SBOMS) ## The wheel, with a bill of materials (CycloneDX) for each Python beside it
+	@$(PIP) wheel --no-deps --wheel-dir dist .
+	@ls dist
 
 sim: $(DEVELOPED) ## Simulated fleets and a seeded adversary: SEEDS=100 FIRST=1, MINUTES=4, or SEED=42 alone
 	@$(BIN)/python tests/simulation/simulate.py --minutes $(or $(MINUTES),60) --first $(or $(FIRST),1) \
