@@ -37,9 +37,9 @@ def asked(node, on, body):
     return json.loads(done.stdout)
 
 
-def refusal(node, *options):
+def refusal(node, *options, image="busybox:local"):
     """Why a node refuses a container with these docker run options; empty where it takes it."""
-    service = {"driver": "container", "image": "busybox:local", "options": list(options), "args": ["true"]}
+    service = {"driver": "container", "image": image, "options": list(options), "args": ["true"]}
     status, body = node.request("POST", "/api/v1/tasks", {"name": "x", "service": [service]})
     problem = json.loads(body)
     assert status in {202, 403}, problem
@@ -54,6 +54,8 @@ def test_open_runs_the_readme_and_guarded_names_what_it_refuses(new_hosts, mode)
         hosts.run(name, "docker build -q -t hello-world -", stdin=IMAGE)
         hosts.run(name, "mkdir -p /srv/data")
     made = {"edgeorch_docker": mode, "edgeorch_docker_binds": ["/srv/data"]}
+    made |= {"edgeorch_docker_images": ["busybox", "hello-world"], "edgeorch_docker_devices": ["/dev/zero"]}
+    made |= {"edgeorch_docker_capabilities": ["SYS_TIME"], "edgeorch_docker_namespaces": ["uts"]}
     controller.inventory = hosts.write_inventory(hosts.folder / "modes.yml", **made)
     controller.play("deploy")
     n1, n2 = controller.node("n1"), controller.node("n2")
@@ -84,7 +86,10 @@ def test_open_runs_the_readme_and_guarded_names_what_it_refuses(new_hosts, mode)
     }.items():
         assert said in refusal(n2, *options)
         assert refusal(n1, *options) == "" or options[0] == "--env-file"
-    assert refusal(n2, "-v", "/srv/data:/data") == ""
+    listed = ("--device", "/dev/zero", "--cap-add", "SYS_TIME", "--uts", "host", "-v", "/srv/data:/data")
+    assert refusal(n2, *listed) == ""
+    assert refusal(n2, image="alpine") == "policy.images does not list alpine"
+    assert refusal(n1, image="alpine") == ""
 
     # Off, and back: the drop-in and the driver go and come with it.
     controller.inventory = hosts.write_inventory(hosts.folder / "off.yml")
