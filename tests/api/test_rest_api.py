@@ -626,6 +626,18 @@ async def test_an_unknown_token(service):
     await service.problem(401, "unauthorized", "GET", "/api/v1/nodes", headers=headers, role=None)
 
 
+async def test_too_many_wrong_tokens(service):
+    headers = {"Authorization": "Bearer nonsense"}
+    for _ in range(30):
+        await service.problem(401, "unauthorized", "GET", "/api/v1/nodes", headers=headers, role=None)
+    response, _ = await service.problem(
+        429, "too-many-requests", "GET", "/api/v1/nodes", headers=headers, role=None
+    )
+    assert int(response.headers["Retry-After"]) >= 1
+    # Nobody is locked out by it.
+    await service.json("GET", "/api/v1/nodes", role="read")
+
+
 async def test_anonymous_callers_on_loopback(tmp_path):
     service = Service(tmp_path, anonymous_role="submit")
     local = {"role": None, "address": "127.0.0.1", "headers": {"Host": "localhost:56001"}}

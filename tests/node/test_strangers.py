@@ -1,6 +1,7 @@
 """Who knocks on the two ports of a real node and does not belong there: it goes on, and its log says who."""
 
 import contextlib
+import itertools
 import random
 import socket
 import ssl
@@ -14,11 +15,23 @@ from real_fleet import PATIENCE_S, RealFleet, eventually
 
 from edgeorch.identity import Authority, issue, pem
 from edgeorch.identity.ca_files import CaFiles
-from edgeorch.model import NodeInfo, new_node_id
+from edgeorch.model import Caller, NodeInfo, Offer, new_node_id, new_task_id
 from edgeorch.wire import frames
 from edgeorch.wire.codec import body
 from edgeorch.wire.frames import FrameBuffer, Kind
-from edgeorch.wire.messages import Hello, Ping, Refused
+from edgeorch.wire.messages import (
+    Failure,
+    FindRuns,
+    Hello,
+    MakeOffer,
+    Ping,
+    Refused,
+    Renew,
+    Report,
+    ReportTaken,
+    RunState,
+    StopAttempt,
+)
 
 WEBSOCKET = (
     b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -268,6 +281,128 @@ def test_frames_that_are_none(stranger, tmp_path, fleet):
     assert stranger.told("no_hello")
 
 
+def offer(node_id, number=1, *, task_id="", argv=("true",)):
+    """An offer of the node with this id, or in the name of another task's origin."""
+    task_id = task_id or new_task_id(time.time(), random.Random(), node_id)
+    spec = {"name": "a", "service": [{"driver": "native", "argv": list(argv)}]}
+    caller = Caller(token="mallory", role="submit")
+    said = Offer(
+        task_id=task_id,
+        number=number,
+        origin=node_id,
+        name="a",
+        spec=msgspec.json.encode(spec),
+        caller=caller,
+    )
+    return MakeOffer(offer=said)
+
+
+def ask(sock, number, request):
+    """Send a request over a link that is up; return what it is answered with."""
+    sock.sendall(frames.encode(Kind.REQUEST, number, request))
+    for frame in frames_of(sock):
+        if frame.kind == Kind.ANSWER and frame.id == number:
+            return body(frame)
+    raise AssertionError("the link was closed")
+
+
+def frames_of(sock):
+    buffer = FrameBuffer()
+    for data in iter(lambda: sock.recv(65_536), b""):
+        yield from buffer.feed(data)
+
+
+def test_frames_played_again(stranger, tmp_path, fleet):
+    """The same offer, under new numbers and over new links, starts the service once."""
+    node_id = keys(tmp_path, fleet.authority)
+    context, ran = context_of(tmp_path), tmp_path / "ran"
+    again = offer(node_id, argv=("sh", "-c", f"echo once >>{ran}"))
+    for _ in range(3):
+        with stranger.connect(context) as sock:
+            sock.sendall(hello(node_id))
+            for number in range(1, 6):
+                assert ask(sock, number, again).accepted
+    eventually(ran.exists, "it ran")
+    count = itertools.count(1)
+    with stranger.connect(context) as sock:
+        sock.sendall(hello(node_id))
+        (known,) = eventually(
+            lambda: [
+                run
+                for run in ask(sock, next(count), FindRuns(task_ids=(again.offer.task_id,))).runs
+                if run.state == "succeeded"
+            ],
+            "it ended",
+        )
+    assert known.key == again.offer.key
+    assert ran.read_text() == "once\n"
+
+
+def test_a_recorded_connection_played_again(stranger, tmp_path, fleet):
+    """What crossed the wire once says nothing the second time: keys are fresh for each connection."""
+    node_id = keys(tmp_path, fleet.authority)
+    recorded = bytearray()
+
+    class Tap:
+        """TLS in memory over a socket, with a copy of what was sent."""
+
+        def __init__(self, sock):
+            self.sock = sock
+            self.inbound, self.outbound = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self.tls = context_of(tmp_path).wrap_bio(self.inbound, self.outbound)
+
+        def until(self, done):
+            while True:
+                try:
+                    answer = done()
+                except ssl.SSLWantReadError:
+                    answer = None
+                data = self.outbound.read()
+                recorded.extend(data)
+                self.sock.sendall(data)
+                if answer is not None:
+                    return answer
+                self.inbound.write(self.sock.recv(65_536))
+
+    with stranger.connect() as sock:
+        tap = Tap(sock)
+        tap.until(lambda: tap.tls.do_handshake() or True)
+        tap.until(lambda: tap.tls.write(hello(node_id)))
+        assert isinstance(messages(tap.until(lambda: tap.tls.read(65_536)))[0], Hello)
+    with stranger.connect() as sock:
+        sock.sendall(recorded)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: sock.recv(65_536), b""))
+    # A handshake that leads nowhere: no Hello in it, and no link.
+    assert node_id.encode() not in answer
+    assert len(answer) < 5000
+    eventually(lambda: stranger.node.sees()["mallory"] != "alive", "mallory is not here")
+
+
+def test_a_node_that_speaks_for_another_origin(stranger, tmp_path, fleet):
+    node_id, kitchen = keys(tmp_path, fleet.authority), stranger.node
+    task = kitchen.submit("sleep", "60")
+    eventually(lambda: kitchen.get(f"/api/v1/tasks/{task['id']}")["state"] == "running", "it runs")
+    lies = (
+        offer(node_id, task_id=task["id"]),
+        offer(kitchen.id, task_id=task["id"], number=2),
+        StopAttempt(key=f"{task['id']}.1"),
+        FindRuns(task_ids=(task["id"],)),
+        StopAttempt(key="nonsense"),
+    )
+    with stranger.connect(context_of(tmp_path)) as sock:
+        sock.sendall(hello(node_id))
+        for number, lie in enumerate(lies, 1):
+            assert isinstance(ask(sock, number, lie), Failure)
+        ended = RunState(key=f"{task['id']}.1", state="failed", sequence=99)
+        assert ask(sock, 90, Report(run=ended)) == ReportTaken(sequence=99, known=False)
+        assert ask(sock, 91, Renew(keys=(ended.key,))).keys == ()
+    assert "speaks for another node" in kitchen.log()
+    assert kitchen.get(f"/api/v1/tasks/{task['id']}")["state"] == "running"
+    kitchen.request("DELETE", f"/api/v1/tasks/{task['id']}")
+    assert kitchen.ended(task)["state"] == "cancelled"
+
+
 def test_a_newer_protocol(stranger, tmp_path, fleet):
     node_id = keys(tmp_path, fleet.authority)
     greeting = hello(node_id, protocol_min=90, protocol_max=99)
@@ -400,6 +535,27 @@ def test_anything_at_the_rest_port(node, fleet):
     for packet in packets:
         Stranger(node, fleet.api).knock(packet)
     assert Stranger(node, fleet.api).knock(HTTP).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "rebound.evil.example"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    ],
+    ids=str,
+)
+def test_a_page_on_another_origin(node, headers, status):
+    """What a browser on this machine would send for it, on both routes that start something."""
+    before = node.get("/api/v1/tasks?limit=1")["tasks"]
+    task = {"name": "a", "service": [{"driver": "native", "argv": ["true"]}]}
+    original = {"ServiceName": "a", "ServiceInfo": [{"ExecutionType": "native", "ExecCmd": ["true"]}]}
+    for path, said in (("/api/v1/tasks", task), ("/api/v1/orchestration/services", original)):
+        assert node.request("POST", path, said, **headers)[0] == status
+    assert node.get("/api/v1/tasks?limit=1")["tasks"] == before
 
 
 def test_tls_at_the_rest_port(node, fleet):

@@ -15,6 +15,7 @@ from edgeorch.errors import (
     UnsupportedMediaTypeError,
 )
 from edgeorch.model import Caller
+from edgeorch.rest import auth
 from edgeorch.rest.auth import FailedTries, Tokens, check_browser
 from edgeorch.rest.tokens import hash_of, new_text, read_tokens, write_tokens
 
@@ -91,6 +92,21 @@ def test_what_is_refused_and_logged_without_the_token(tokens, header, said):
     for secret in (LAPTOP, OLD, hash_of(LAPTOP)):
         assert secret not in repr(logs)
         assert secret not in str(error)
+
+
+def test_every_guess_is_compared_with_every_token_in_constant_time(tokens, monkeypatch):
+    compared = []
+
+    def compare(left, right):
+        compared.append((len(left), len(right)))
+        return left == right
+
+    monkeypatch.setattr(auth.hmac, "compare_digest", compare)
+    for guess in ("x", LAPTOP[:-1], LAPTOP[:-1] + "x", OLD + "x"):
+        refused(tokens, f"Bearer {guess}")
+    tokens.authenticate(f"Bearer {LAPTOP}", FAR, NOW)
+    # Hashes, never texts, and the first match ends nothing.
+    assert compared == [(64, 64)] * 2 * 5
 
 
 def test_no_token(tokens, path, clock):
