@@ -97,6 +97,24 @@ def certificates(loaded: Loaded) -> Iterator[Finding]:
             )
 
 
+def policy(loaded: Loaded) -> Iterator[Finding]:
+    """What the policy gives away, and files of it that cannot be used."""
+    from edgeorch.policy import Policy
+
+    try:
+        _, said = Policy.load(loaded, node=loaded.name, engine_socket="")
+    except EdgeorchError as error:
+        yield Finding("policy", "failed", error.detail, "correct it in edgeorch.toml")
+        return
+    for line in said:
+        yield Finding(
+            "policy", "warning", line, "change it, unless it is meant; then systemctl reload edgeorch"
+        )
+    if not said:
+        native = loaded.config.policy.native
+        yield Finding("policy", "ok", f"native is {native}, nothing that makes a caller root")
+
+
 def ports(loaded: Loaded) -> Iterator[Finding]:
     """Both ports must be free, or ours."""
     addresses = loaded.config.node.listen or ("0.0.0.0",)  # noqa: S104  what the node binds by default
@@ -261,7 +279,17 @@ def answering(loaded: Loaded) -> Iterator[Finding]:
         yield Finding("node", "ok", f"ready at {url}")
 
 
-CHECKS: tuple[Check, ...] = (clock, certificates, ports, interfaces, docker, runner, folders, answering)
+CHECKS: tuple[Check, ...] = (
+    clock,
+    certificates,
+    policy,
+    ports,
+    interfaces,
+    docker,
+    runner,
+    folders,
+    answering,
+)
 
 
 def _space(folder: Path) -> Finding:

@@ -335,6 +335,20 @@ def test_doctor_names_what_is_broken_and_the_cure(node_folder, capsys):
     assert "keys issue" in found["certificate"]["fix"]
 
 
+def test_doctor_looks_at_the_policy(node_folder, capsys):
+    assert findings(node_folder, capsys)[1]["policy"]["state"] == "ok"
+    config = node_folder / "edgeorch.toml"
+    known = config.read_text()
+    config.write_text(known + "[policy]\nprivileged = true\n")
+    code, found = findings(node_folder, capsys)
+    assert (code, found["policy"]["state"]) == (0, "warning")
+    assert "whoever may submit is root on" in found["policy"]["detail"]
+    config.write_text(known + '[policy]\nimages = ["sha256:abc"]\n')
+    code, found = findings(node_folder, capsys)
+    assert (code, found["policy"]["state"]) == (1, "failed")
+    assert found["policy"]["detail"].startswith("policy.images: 'sha256:abc' is not a digest")
+
+
 def test_doctor_looks_at_clock_disk_and_certificate(node_folder, capsys, monkeypatch):
     monkeypatch.setattr(checks, "clock_synchronised", lambda: False)
     monkeypatch.setattr(checks, "why_volatile", lambda folder: f"{folder} is in memory (tmpfs)")
