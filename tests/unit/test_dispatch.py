@@ -680,3 +680,28 @@ async def test_a_clock_that_was_set_back_gives_no_task_more_time(autojump_clock,
     began = trio.current_time()
     assert (await ended(a, waiting)).state is T.TIMED_OUT
     assert trio.current_time() - began < 65
+
+
+@pytest.mark.parametrize("days", [1, -1])
+async def test_a_clock_that_jumps_changes_no_timeout_lease_or_deadline(
+    autojump_clock, tmp_path, nursery, days
+):
+    off_s = 0.0
+    fleet = VirtualFleet(tmp_path)
+    fleet.seams = dataclasses.replace(fleet.seams, wall=lambda: 1e9 + trio.current_time() + off_s)
+    a, b = await started(fleet, nursery, "a", "b", slots=3)
+    here = await a.submit("sleep", "60", timeout_s=90, placement={"node": "a"})
+    there = await a.submit("sleep", "60", timeout_s=90, placement={"node": "b"})
+    late = await a.submit("sleep", "1000", timeout_s=90, placement={"node": "b"})
+    due = await a.submit("sleep", "1000", deadline_s=120, placement={"node": "a"})
+    await trio.sleep(5)
+    off_s = days * 86_400.0
+    began = trio.current_time()
+    assert [(await ended(a, task)).state for task in (here, there)] == [T.SUCCEEDED, T.SUCCEEDED]
+    assert trio.current_time() - began == pytest.approx(55, abs=2)
+    assert (await ended(a, late)).state is T.TIMED_OUT
+    assert trio.current_time() - began == pytest.approx(85, abs=2)
+    assert (await ended(a, due)).state is T.TIMED_OUT
+    assert trio.current_time() - began == pytest.approx(115, abs=2)
+    assert [len((await a.store.task(task.id)).attempts) for task in (here, there)] == [1, 1]
+    assert b.host.services == {}
