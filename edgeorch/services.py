@@ -30,6 +30,28 @@ SYSTEM_FOLDERS = frozenset(
     {"/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"},
 )
 _LARGEST = 65_536
+NEVER = frozenset(
+    (
+        *(
+            "sudo",
+            "su",
+            "bash",
+            "bsh",
+            "csh",
+            "adb",
+            "sh",
+            "ssh",
+            "scp",
+            "cat",
+            "chage",
+            "chpasswd",
+            "dmidecode",
+        ),
+        *("dmsetup", "fcinfo", "fdisk", "iscsiadm", "lsof", "multipath", "oratab", "prtvtoc", "ps", "pburn"),
+        *("pfexec", "dzdo"),
+    )
+)
+"""Programs that the original did not list, whatever a ``.conf`` says."""
 
 
 class ListedService(Kept, frozen=True, kw_only=True):
@@ -145,11 +167,16 @@ def _from_conf(path: Path, text: str) -> Iterator[ListedService]:
     name, program = section.get("ServiceName", "").strip(), section.get("ExecutableFileName", "").strip()
     if not name or not program:
         raise ValueError("[ServiceInfo] needs ServiceName and ExecutableFileName")
+    program = PurePosixPath(program).name
+    if program in NEVER:
+        raise ValueError(
+            f"{program} is not allowed in a .conf; list it in policy.services where it is wanted"
+        )
     asking = (one.strip() for one in section.get("AllowedRequester", "").split(","))
     yield ListedService(
         name=name,
         source=str(path),
-        program=PurePosixPath(program).name,
+        program=program,
         allow_args=True,
         requesters=tuple(filter(None, asking)),
     )

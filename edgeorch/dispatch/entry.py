@@ -43,6 +43,7 @@ class Entry:
         deadline: boot time when the task must have ended.
         offering: whether an offer is under way: its target may not know the attempt yet.
         refused: by node id, since the last attempt that counted.
+        passed_over: how often it was refused when its turn came; see ``queue``.
         unsaved: changes that the disk did not take; they go with the next commit.
         children: states of the children of a parent.
         sequences: attempt number to the newest report's number.
@@ -57,6 +58,7 @@ class Entry:
     unreachable_at: float | None = None
     offering: bool = False
     refused: Mapping[str, Refused] = field(default_factory=_none)
+    passed_over: int = 0
     unsaved: Sequence[TaskChange] = ()
     children: Mapping[str, bool] = field(default_factory=_none)
     sequences: Mapping[int, int] = field(default_factory=_none)

@@ -164,6 +164,7 @@ class Placer:
                 if not plan.placed:
                     left.append(entry)
                     # A task that waits because nodes refused it says nothing about the ones behind it.
+                    entry.passed_over += any(one.lasting for one in entry.refused.values())
                     if not entry.refused or len(left) >= 8:
                         break
             for entry in left:
@@ -275,7 +276,7 @@ class Placer:
         entry.offering = False
         if answer is not None and answer.accepted:
             self.ledger.books.accepted(entry.task.id, trio.current_time())
-            entry.refused = NONE
+            entry.refused, entry.passed_over = NONE, 0
             self._say_placed(entry)
             changes, effects = self.ledger.move_attempt(entry, offer.number, AttemptState.PREPARING)
             await self._settle(entry, changes, effects)

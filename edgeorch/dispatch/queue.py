@@ -1,18 +1,23 @@
 """Tasks that wait for a node: by priority, then age, within groups that any node treats alike.
 
 Tasks of one shape (drivers, placement, resources) can run on the same nodes, so where the first of a shape
-finds no place the rest need not be tried: a deep queue costs no more than a shallow one.
+finds no place the rest need not be tried: a deep queue costs no more than a shallow one. Policies may treat
+tasks of one shape differently: one that nodes have refused goes behind those that were refused less often.
 """
 
 import heapq
 import sys
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import msgspec
 
 from edgeorch.dispatch.entry import Entry
 from edgeorch.model import TaskSpec
 from edgeorch.scheduler import driver_of
+
+Line: TypeAlias = tuple[int, int, str, Entry]
+"""Urgency, how often it was passed over, id (which grows with time), entry: the least is the first."""
 
 
 def shape_of(spec: TaskSpec) -> str:
@@ -26,7 +31,7 @@ class Queue:
     """Waiting tasks. An entry that is no longer wanted is skipped, not searched for."""
 
     def __init__(self) -> None:
-        self._shapes: dict[str, list[tuple[int, str, Entry]]] = {}
+        self._shapes: dict[str, list[Line]] = {}
         self._queued: set[str] = set()
 
     def __len__(self) -> int:
@@ -40,7 +45,7 @@ class Queue:
         if entry.task.id in self._queued:
             return
         self._queued.add(entry.task.id)
-        line = (-entry.task.priority, entry.task.id, entry)
+        line = (-entry.task.priority, entry.passed_over, entry.task.id, entry)
         heapq.heappush(self._shapes.setdefault(entry.shape, []), line)
 
     def remove(self, task_id: str) -> None:
@@ -49,25 +54,25 @@ class Queue:
 
     def shapes(self) -> list[str]:
         """All shapes, the one with the most urgent task first."""
-        alive = [(heap[0][:2], shape) for shape, heap in self._shapes.items() if heap]
+        alive = [(heap[0][:3], shape) for shape, heap in self._shapes.items() if heap]
         return [shape for _, shape in sorted(alive)]
 
     def ahead(self, shape: str, priority: int) -> bool:
         """Whether a task of this shape waits that a newcomer of this priority must not overtake."""
-        return any(-urgency >= priority and task in self._queued for urgency, task, _ in self._top(shape))
+        return any(-urgency >= priority and task in self._queued for urgency, _, task, _ in self._top(shape))
 
     def drain(self, shape: str) -> Iterator[Entry]:
         """Take entries of a shape, most urgent first; push back what finds no place."""
         heap = self._shapes.get(shape, [])
         while heap:
-            _, task_id, entry = heapq.heappop(heap)
+            *_, task_id, entry = heapq.heappop(heap)
             if task_id in self._queued and not entry.task.state.terminal:
                 self._queued.discard(task_id)
                 yield entry
         self._shapes.pop(shape, None)
 
-    def _top(self, shape: str) -> list[tuple[int, str, Entry]]:
+    def _top(self, shape: str) -> list[Line]:
         heap = self._shapes.get(shape, [])
-        while heap and heap[0][1] not in self._queued:
+        while heap and heap[0][2] not in self._queued:
             heapq.heappop(heap)
         return heap[:1]

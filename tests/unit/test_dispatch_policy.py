@@ -182,3 +182,19 @@ async def test_a_deadline_of_policy_ends_what_names_none(autojump_clock, nodes):
 def test_the_default_limits_are_no_limits_but_one():
     known = config.Policy()
     assert (known.max_cpus, known.max_memory, known.max_timeout_s, known.max_deadline_s) == (0, 0, 0, 0)
+
+
+async def test_what_policies_refuse_holds_up_nothing_behind_it(autojump_clock, nodes):
+    a, b = nodes
+    b.rules.change(max_timeout_s=60)
+    there = {"placement": {"node": "b"}}
+    refused = [await a.submit("true", timeout_s=100, **there) for _ in range(20)]
+    for task in refused:
+        await until(a, task, lambda now: "policy.max_timeout_s" in now.reason)
+    started = trio.current_time()
+    assert (await ended(a, await a.submit("true", **there))).state is T.SUCCEEDED
+    assert trio.current_time() - started < 5
+    # And when the policy lets them run, they do, all of them.
+    b.rules.change()
+    for task in refused:
+        assert (await ended(a, task)).state is T.SUCCEEDED

@@ -404,6 +404,7 @@ def test_services_of_both_kinds(tmp_path):
         ("a/x/x.conf", b"not an ini"),
         ("a/x/x.conf", b"[ServiceInfo]\nServiceName=x\n"),
         ("a/x/x.conf", b"[Other]\n"),
+        ("a/x/x.conf", b"[ServiceInfo]\nServiceName=x\nExecutableFileName=/bin/bash\nAllowedRequester=a\n"),
         ("a/x/x.conf", b"\xff"),
     ],
 )
