@@ -5,7 +5,6 @@ import shutil
 import pytest
 from real_fleet import RealFleet, eventually
 
-
 PATIENT = "[lease]\nlease_s=300\n"
 
 
