@@ -94,8 +94,8 @@ def exit_of(state: dict[str, Any], *, outage: bool, memory: int = 0) -> Exit:
     Args:
         state: ``State`` of ``inspect``.
         outage: the node or its Engine was away meanwhile, so that a restart of either may have ended it.
-        memory: its memory limit in bytes, 0 for none. An Engine on cgroup v1 misses it at times that the kernel
-            killed a container for its memory, and then only tells of the signal.
+        memory: its memory limit in bytes, 0 for none. An Engine on cgroup v1 misses it at times that the
+            kernel killed a container for its memory, and then only tells of the signal.
     """
     code = int(state.get("ExitCode", 0))
     error = str(state.get("Error") or "")

@@ -40,8 +40,8 @@ problems:
   type: dict
 emptied:
   description: >-
-    The names in the inventory of hosts that are the machines they were, by machine id and SSH host key, and have
-    no node id any more, as after a purge.
+    The names in the inventory of hosts that are the machines they were, by machine id and SSH host key,
+    and have no node id any more, as after a purge.
   returned: always
   type: list
   elements: str

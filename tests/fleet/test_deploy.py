@@ -6,8 +6,6 @@ import pytest
 
 from edgeorch.config import Config
 
-pytestmark = pytest.mark.long
-
 MOST_TASKS = 50
 TOML = "/etc/edgeorch/edgeorch.toml"
 # Writes down every command line that runs while it runs.
@@ -146,7 +144,7 @@ def test_devices_are_opened_to_native_services(fleet):
         assert look(path).failures["n2"] == said
 
 
-def test_a_host_more_and_a_host_off(new_hosts):
+def test_a_host_more_and_a_host_off(new_hosts, fleet):
     controller = new_hosts(2)
     hosts = controller.hosts
     look = controller.play("deploy", "--check", "--diff")
@@ -154,6 +152,7 @@ def test_a_host_more_and_a_host_off(new_hosts):
     assert not (controller.folder / ".edgeorch").exists()
     assert hosts.run("n1", "ls -d /etc/edgeorch /opt/edgeorch", check=False).stdout == ""
 
+    controller.take_over(fleet)
     for name in ("n1", "n2"):
         hosts.run(name, SPY)
     play = controller.play("deploy", "-vvv")

@@ -9,8 +9,6 @@ import pytest
 from controller import PLAYBOOKS
 from steady_load import SteadyLoad
 
-pytestmark = pytest.mark.long
-
 NAMES = ("n1", "n2", "n3", "n4")
 PAGE = (PLAYBOOKS / "lost-controller.md").read_text()
 

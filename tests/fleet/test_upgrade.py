@@ -14,8 +14,6 @@ from next_release import NEXT, copy_of_checkout, edit, next_release, wheel_of
 
 from edgeorch import __version__
 
-pytestmark = pytest.mark.long
-
 PER_S = 5
 BROKEN = "0.999.1"
 NAMES = ("n1", "n2", "n3")
@@ -99,6 +97,12 @@ class Services:
         for task in self.seen():
             assert (task["state"], len(task["attempts"])) == ("running", 1)
 
+    def end(self):
+        for (name, _), task in self.tasks.items():
+            node = self.controller.node(name)
+            node.request("DELETE", f"/api/v1/tasks/{task['id']}")
+            assert node.ended(task)["state"] == "cancelled"
+
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
@@ -107,6 +111,17 @@ def wheels(tmp_path_factory):
     broken = copy_of_checkout(folder / "broken", BROKEN)
     edit(broken, "node.py", "    faulthandler.enable()\n", '    raise StartError("this release is broken")\n')
     return {"next": wheel_of(next_release(folder / "next")), "broken": wheel_of(broken)}
+
+
+@pytest.fixture(scope="module")
+def controller(module_hosts):
+    """Three hosts with this release, which each test leaves in force."""
+    controller = module_hosts(3, docker=True, installed=True)
+    hosts = controller.hosts
+    hosts.load_image("n2", busybox_image())
+    controller.inventory = hosts.write_inventory(hosts.folder / "open.yml", edgeorch_docker="open")
+    controller.play("deploy")
+    return controller
 
 
 def versions(controller):
@@ -126,12 +141,7 @@ def all_of(version):
 
 
 @pytest.mark.timeout(1800)
-def test_a_rolling_upgrade_and_its_rollback(new_hosts, wheels, figures):
-    controller = new_hosts(3, docker=True)
-    hosts = controller.hosts
-    hosts.load_image("n2", busybox_image())
-    controller.inventory = hosts.write_inventory(hosts.folder / "open.yml", edgeorch_docker="open")
-    controller.play("deploy")
+def test_a_rolling_upgrade_and_its_rollback(controller, wheels, figures):
     services = Services(controller)
     upgrade = ("upgrade", "-e", f"edgeorch_wheel={wheels['next']}")
 
@@ -170,6 +180,7 @@ def test_a_rolling_upgrade_and_its_rollback(new_hosts, wheels, figures):
     assert versions(controller) == all_of(__version__)
     load.check()
     services.check()
+    services.end()
     assert controller.play("rollback").changed == 0
     listed = controller.node("n1").get("/api/v1/tasks?limit=1000")
     assert listed["unreachable"] == []
@@ -181,12 +192,23 @@ def staged_before_the_first_switch(play):
     return "upgrade : Set the node aside" in after and "upgrade : Set the node aside" not in before
 
 
-@pytest.mark.timeout(1800)
-def test_the_runner_is_upgraded_on_a_drained_host_only(new_hosts, wheels):
-    controller = new_hosts(3)
-    hosts = controller.hosts
-    controller.play("deploy")
+def test_one_host_off_does_not_hold_up_the_others(controller, wheels):
+    controller.hosts.stop("n3")
+    play = controller.play("upgrade", "-e", f"edgeorch_wheel={wheels['next']}")
+    assert "MISSED: n3" in play.output
+    controller.hosts.start("n3")
+    controller.hosts.run("n3", "systemctl start docker")
     node = controller.node("n1")
+    eventually(lambda: node.sees().get("n3") == "alive", "n3 is back, with the release before")
+    assert versions(controller) == {"n1": NEXT, "n2": NEXT, "n3": __version__}
+    assert node.ended(node.submit("true", placement={"node": "n3"}))["state"] == "succeeded"
+    controller.play("rollback")
+    assert versions(controller) == all_of(__version__)
+
+
+@pytest.mark.timeout(1800)
+def test_the_runner_is_upgraded_on_a_drained_host_only(controller, wheels):
+    hosts, node = controller.hosts, controller.node("n1")
     task = node.submit("sleep", "10000", placement={"node": "n2"})
     eventually(lambda: node.get("/api/v1/nodes/n2")["slots_used"] == 1, "it runs on n2")
     assert node.request("POST", "/api/v1/nodes/n3/cordon")[0] == 200
@@ -214,18 +236,3 @@ def test_the_runner_is_upgraded_on_a_drained_host_only(new_hosts, wheels):
     assert controller.play("upgrade", *wish).changed > 0
     assert node.sees()["n1"] == "alive"
     assert controller.play("upgrade", *wish).changed == 0
-
-
-def test_one_host_off_does_not_hold_up_the_others(new_hosts, wheels):
-    controller = new_hosts(3)
-    controller.play("deploy")
-    controller.hosts.stop("n3")
-    play = controller.play("upgrade", "-e", f"edgeorch_wheel={wheels['next']}")
-    assert "MISSED: n3" in play.output
-    controller.hosts.start("n3")
-    node = controller.node("n1")
-    eventually(lambda: node.sees().get("n3") == "alive", "n3 is back, with the release before")
-    assert versions(controller) == {"n1": NEXT, "n2": NEXT, "n3": __version__}
-    assert node.ended(node.submit("true", placement={"node": "n3"}))["state"] == "succeeded"
-    controller.play("rollback")
-    assert versions(controller) == all_of(__version__)
