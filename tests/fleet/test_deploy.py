@@ -8,6 +8,8 @@ from edgeorch.config import Config
 
 MOST_TASKS = 50
 TOML = "/etc/edgeorch/edgeorch.toml"
+# Machines in containers may open it where they have it; no service may.
+DEVICE = "/dev/net/tun"
 # Writes down every command line that runs while it runs.
 SPY = "systemd-run -q --unit spy sh -c 'while :; do cat /proc/[0-9]*/cmdline; sleep 0.05; done >/root/seen'"
 
@@ -131,7 +133,7 @@ def test_a_setting_is_reloaded_where_it_can_be_and_a_bad_one_never_gets_there(fl
     assert "/proc/edgeorch" in play.failures["n2"]
 
 
-def test_devices_are_opened_to_native_services(fleet):
+def test_devices_are_opened_to_native_services(fleet, settings):
     def look(path):
         words = ("--limit", "n2", "--tags", "config", "--check", "--diff")
         return fleet.play("deploy", *words, "-e", json.dumps({"edgeorch_devices": [path]}), check=False)
@@ -142,6 +144,25 @@ def test_devices_are_opened_to_native_services(fleet):
         "/etc/passwd": "/etc/passwd is not a device: take it out of edgeorch_devices",
     }.items():
         assert look(path).failures["n2"] == said
+
+    node = fleet.node("n2")
+    fleet.hosts.run("n2", f"mkdir -p /dev/net; [ -e {DEVICE} ] || mknod -m 666 {DEVICE} c 10 200")
+
+    def opens():
+        task = node.submit("/usr/bin/python3", "-c", f"open('{DEVICE}', 'rb+', 0)", placement={"node": "n2"})
+        return node.ended(task)["state"] == "succeeded"
+
+    def play(**variables):
+        # The runner takes its devices when it starts, which it does anew on a drained host only.
+        assert node.request("POST", "/api/v1/nodes/self/drain")[0] == 200
+        settings(**variables)
+        assert node.request("POST", "/api/v1/nodes/self/resume")[0] == 200
+
+    assert not opens()
+    play(edgeorch_devices=[DEVICE])
+    assert opens()
+    play()
+    assert not opens()
 
 
 def test_a_host_more_and_a_host_off(new_hosts, fleet):
