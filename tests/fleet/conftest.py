@@ -88,11 +88,26 @@ def fleet(figures):
         hosts.add(FLEET - 2)
         controller = Controller(hosts)
         _LIVE.append(controller)
+        _DEPLOYED.append(controller)
         figures(f"deploy of {FLEET} hosts from nothing", controller.play("deploy").seconds, 120)
         second = controller.play("deploy")
         figures(f"second deploy, {second.tasks} tasks, {second.changed} changed", second.seconds, 40)
         yield controller
+        _DEPLOYED.remove(controller)
         _LIVE.remove(controller)
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """A ``Controller`` that has installed edgeorch, for ``take_over``: the fleet's once there is one."""
+    if _DEPLOYED:
+        yield _DEPLOYED[0]
+        return
+    with Hosts() as hosts:
+        hosts.add(1)
+        controller = Controller(hosts)
+        controller.play("deploy", "--tags", "preflight,install")
+        yield controller
 
 
 @pytest.fixture
@@ -118,12 +133,14 @@ def host_maker(request):
             _LIVE.append(controller)
             stack.callback(_LIVE.remove, controller)
             if installed:
-                controller.take_over(request.getfixturevalue("fleet"))
+                controller.take_over(request.getfixturevalue("programs"))
             return controller
 
         yield make
 
 
+_DEPLOYED = []
+"""The fleet of this session, once it is there."""
 _LIVE = []
 """Controllers whose hosts exist now."""
 

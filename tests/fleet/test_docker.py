@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from controller import eventually
 from docker_images import busybox_image
 
 CONF = "/etc/systemd/system/edgeorch.service.d/docker.conf"
@@ -34,6 +33,10 @@ def docker_mode(fleet):
     yield run
     if modes[-1:] != ["off"]:
         run("off")
+    for node in map(fleet.node, ("n1", "n2")):
+        for task in node.get("/api/v1/tasks?local=true&limit=1000")["tasks"]:
+            if not task["ended_at"]:
+                node.request("DELETE", f"/api/v1/tasks/{task['id']}")
 
 
 def asked(node, on, body):

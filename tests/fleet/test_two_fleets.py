@@ -11,7 +11,7 @@ from controller import Controller, eventually
 MENTION = "a node of another fleet is on this network"
 
 
-def test_two_fleets_on_one_lan_ignore_each_other(new_hosts, fleet):
+def test_two_fleets_on_one_lan_ignore_each_other(new_hosts, programs):
     hosts = new_hosts(3).hosts
     inventory = hosts.write_inventory(hosts.folder / "home.yml", ["n1", "n2"], edgeorch_seeds=[])
     home = Controller(hosts, "home", inventory)
@@ -20,7 +20,7 @@ def test_two_fleets_on_one_lan_ignore_each_other(new_hosts, fleet):
     )
     shop = Controller(hosts, "shop", inventory)
     for controller in (home, shop):
-        controller.take_over(fleet)
+        controller.take_over(programs)
         controller.play("deploy")
     n1, n2, n3 = home.node("n1"), home.node("n2"), shop.node("n3")
 
