@@ -331,7 +331,7 @@ WHOLE = (
     b'{"driver":"native","argv":["/bin/x"],"env":{"Q":"9"}}],"placement":{"constraints":["arch == arm64"],'
     b'"prefer":[["labels.ssd == yes",10]],"mode":"best","count":1,"self":true,"node":null},"resources":'
     b'{"cpus":0.5,"memory":6},"timeout_s":6,"deadline_s":60,"priority":50,"retry":{"max_attempts":3,"on":'
-    b'["rejected"],"backoff_s":1},"on_disconnect":"stop","callback_url":null,"metadata":{"a":"b"}}'
+    b'["rejected"],"backoff_s":1},"on_disconnect":"stop","callback_url":null,"metadata":{"a":"b"},"secrets":{"k":"v","l":{"base64":"dg=="}}}'
 )
 TASK = "01arz3ndektsv4rrffq69g5fav-0123456789"
 JSON_WORDS = (
