@@ -222,6 +222,8 @@ class Caller(Kept, frozen=True, kw_only=True):
     role: Role
     via: str = ""
     loopback: bool = False
+    address: str = ""
+    """Where the request came from, as the node saw it that checked the token."""
 
     def may(self, role: Role) -> bool:
         """Whether this caller's role is at least ``role``."""
@@ -431,9 +433,13 @@ def new_node_id(rng: random.Random) -> str:
 
 def new_task_id(wall: float, rng: random.Random, node_id: str) -> str:
     """``ULID-NODEID`` in lower case (ULID: github.com/ulid/spec): sorts by time, names its origin."""
-    number = (int(wall * 1000) & ((1 << 48) - 1)) << 80 | rng.getrandbits(80)
-    ulid = "".join(CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5))
-    return f"{ulid}-{node_id}"
+    return ulid(wall, rng.getrandbits(80), node_id)
+
+
+def ulid(wall: float, bits: int, node_id: str) -> str:
+    """``ULID-NODEID`` with 80 bits that tell it from others of the same millisecond."""
+    number = (int(wall * 1000) & ((1 << 48) - 1)) << 80 | bits & ((1 << 80) - 1)
+    return "".join(CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5)) + f"-{node_id}"
 
 
 def origin_of(task_id: str) -> str:

@@ -295,6 +295,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
     dispatch.attach(executor)
     add_handlers(handlers, dispatch, executor)
     tokens = Tokens(loaded.resolve(config.api.tokens), config.api)
+    tokens.on_refused = dispatch.audit.login_refused
     app = create_app(
         dispatch, tokens, config.api, metrics=lambda: metrics.render(node.numbers()), wall=seams.wall
     )
@@ -362,6 +363,7 @@ async def _start(node: _Node, services: trio.Nursery, listeners: trio.Nursery) -
     await services.start(node.me.run)
     await services.start(node.callbacks.run)
     await node.dispatch.start(partial(services.start, node.executor.run))
+    await services.start(node.dispatch.audit.run)
     await services.start(node.retention.run)
     await listeners.start(node.listener.run)
     await services.start(node.membership.run)

@@ -4,21 +4,21 @@ Filters come first, each with its own sentence; what passes is ordered by score.
 best are shuffled, so that many origins with the same view do not all choose the same node.
 """
 
-import functools
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal
 
 from edgeorch.constraints import holds, parse
 from edgeorch.model import NodeInfo, Peer, PeerState, Ranked, Resources, Score, Service, TaskSpec
-from edgeorch.scoring import NOTHING, Promised, score
+from edgeorch.scoring import Promised, score
 
-_NONE = Score(value=0.0)
 NEAR = 0.02
 """Scores that differ by less than this share of the best count as equal: samples are noisier than that."""
 
 
-class Candidate(NamedTuple):
+@dataclass(frozen=True)
+class Candidate:
     """One node and what this node's books say of it.
 
     Attributes:
@@ -29,19 +29,14 @@ class Candidate(NamedTuple):
     """
 
     peer: Peer
-    promised: Promised = NOTHING
+    promised: Promised = field(default_factory=Promised)
     sample_age_s: float = 0.0
     refused: str = ""
 
 
 def driver_of(service: Service) -> str:
     """The name of the driver that runs this kind of service."""
-    return _driver_of(type(service))
-
-
-@functools.cache
-def _driver_of(kind: type[Service]) -> str:
-    return str(kind.__struct_config__.tag)
+    return str(type(service).__struct_config__.tag)
 
 
 def choose_service(services: Sequence[Service], drivers: Mapping[str, str]) -> Service | None:
@@ -99,7 +94,6 @@ def rank(
     *,
     accepting: str,
     formula: Literal["edgeorch", "baobab"] = "edgeorch",
-    explain: bool = True,
 ) -> tuple[Ranked, ...]:
     """All candidates, best first; those that cannot be chosen come last, with the reason in ``refusal``.
 
@@ -109,7 +103,6 @@ def rank(
         rng: breaks near-ties.
         accepting: id of the node that accepted the task (for ``placement.self``).
         formula: the score to use.
-        explain: whether scores have their reasons, and nodes that cannot be chosen have a score at all.
     """
     chosen: list[Ranked] = []
     others: list[Ranked] = []
@@ -121,7 +114,7 @@ def rank(
             node=info.id,
             node_name=info.name,
             driver=driver_of(service) if service else "",
-            score=_score(spec, candidate, formula, explain=explain) if explain or not refusal else _NONE,
+            score=_preferred(spec, info, _score(spec, candidate, formula)),
             refusal=refusal,
         )
         (others if refusal else chosen).append(line)
@@ -144,11 +137,9 @@ def why_waiting(ranking: Sequence[Ranked]) -> str:
     return "no node can take it: " + "; ".join(parts)
 
 
-def _score(
-    spec: TaskSpec, candidate: Candidate, formula: Literal["edgeorch", "baobab"], *, explain: bool
-) -> Score:
+def _score(spec: TaskSpec, candidate: Candidate, formula: Literal["edgeorch", "baobab"]) -> Score:
     peer = candidate.peer
-    found = score(
+    return score(
         peer.info,
         peer.sample,
         peer.rtt_s,
@@ -156,9 +147,7 @@ def _score(
         candidate.promised,
         formula=formula,
         sample_age_s=candidate.sample_age_s,
-        explain=explain,
     )
-    return _preferred(spec, peer.info, found) if spec.placement.prefer else found
 
 
 def _preferred(spec: TaskSpec, info: NodeInfo, found: Score) -> Score:

@@ -36,6 +36,7 @@ COMMANDS = {
     "drain": "nodes",
     "cordon": "nodes",
     "resume": "nodes",
+    "audit": "audit",
     "node": "node",
     "keys": "keys",
     "token": "token",

@@ -2,7 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-from edgeorch.client.answers import Attempt, Event, Node, Output, Ranked, Score, Task, TaskPage
+from edgeorch.client.answers import (
+    Attempt,
+    AuditPage,
+    AuditRecord,
+    Event,
+    Node,
+    Output,
+    Ranked,
+    Score,
+    Task,
+    TaskPage,
+)
 from edgeorch.client.calls import TaskFilter
 from edgeorch.client.endpoint import Endpoint, resolve
 
@@ -13,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "Attempt",
+    "AuditPage",
+    "AuditRecord",
     "Client",
     "Endpoint",
     "Event",

@@ -109,6 +109,32 @@ class Node(Answer, frozen=True, kw_only=True):
     is_self: bool = msgspec.field(default=False, name="self")
 
 
+class AuditRecord(Answer, frozen=True, kw_only=True):
+    """Something that was asked of a node; ``count`` refused logins are one."""
+
+    id: str
+    at: datetime
+    node: str
+    node_name: str = ""
+    action: str
+    subject: str = ""
+    detail: str = ""
+    count: int = 1
+    token: str = ""
+    role: str = ""
+    address: str = ""
+    via: str = ""
+    via_name: str = ""
+
+
+class AuditPage(Answer, frozen=True, kw_only=True):
+    """Records, newest first; ``cursor`` leads to the next page, ``unreachable`` nodes are missing."""
+
+    records: tuple[AuditRecord, ...]
+    cursor: str | None = None
+    unreachable: tuple[str, ...] = ()
+
+
 class Ranked(Answer, frozen=True, kw_only=True):
     """One line of a ranking; ``refusal`` says why the node cannot be chosen, empty where it can."""
 

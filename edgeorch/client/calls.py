@@ -5,12 +5,13 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
-from edgeorch.client.answers import Node, Ranked, Task, TaskPage
+from edgeorch.client.answers import AuditPage, Node, Ranked, Task, TaskPage
 from edgeorch.client.steps import Call, Emit, Pause, Reply, Steps
 from edgeorch.errors import EdgeorchError, NodeUnreachableError, UnavailableError, problem_types
 
@@ -242,6 +243,20 @@ def change_node(name_or_id: str, action: Action) -> Steps[Node]:
 def forget(name_or_id: str) -> Steps[None]:
     """Drop a dead or left node from every table."""
     checked((yield Call("DELETE", _node_path(name_or_id))))
+
+
+def audit(
+    since: datetime | None = None, *, limit: int | None = None, cursor: str | None = None, local: bool = False
+) -> Steps[AuditPage]:
+    """One page of the audit trail; a time without a zone is this machine's."""
+    params = {"since": since.astimezone(UTC).isoformat().replace("+00:00", "Z")} if since else {}
+    if limit:
+        params["limit"] = str(limit)
+    if cursor:
+        params["cursor"] = cursor
+    if local:
+        params["local"] = "true"
+    return (yield from read("/api/v1/audit", AuditPage, params))
 
 
 def ready() -> Steps[None]:

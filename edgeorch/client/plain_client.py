@@ -3,12 +3,13 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
+from datetime import datetime
 from typing import Any, Self, TypeVar, cast
 
 import httpx2
 
 from edgeorch.client import calls
-from edgeorch.client.answers import Event, Node, Output, Ranked, Task, TaskPage
+from edgeorch.client.answers import AuditPage, Event, Node, Output, Ranked, Task, TaskPage
 from edgeorch.client.calls import ALL_TASKS, Action, TaskFilter, error_of
 from edgeorch.client.connection import KEEPALIVE, gone, options_of, request_of
 from edgeorch.client.endpoint import Endpoint, resolve
@@ -104,6 +105,17 @@ class Client:
     def change_node(self, name_or_id: str, action: Action) -> Node:
         """Drain, cordon or resume a node."""
         return self._do(calls.change_node(name_or_id, action))
+
+    def audit(
+        self,
+        *,
+        since: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        local: bool = False,
+    ) -> AuditPage:
+        """One page of who did what, newest first; for administrators."""
+        return self._do(calls.audit(since, limit=limit, cursor=cursor, local=local))
 
     def ready(self) -> None:
         """Return where the asked node is ready; ``UnavailableError`` says what is wrong where it is not."""

@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
+from datetime import datetime
 from typing import Any, Self, TypeVar, cast
 
 import httpx2
 import trio
 
 from edgeorch.client import calls
-from edgeorch.client.answers import Event, Node, Output, Ranked, Task, TaskPage
+from edgeorch.client.answers import AuditPage, Event, Node, Output, Ranked, Task, TaskPage
 from edgeorch.client.calls import ALL_TASKS, Action, TaskFilter, error_of
 from edgeorch.client.connection import KEEPALIVE, gone, options_of, request_of
 from edgeorch.client.endpoint import Endpoint, resolve
@@ -115,6 +116,17 @@ class AsyncClient:
     async def change_node(self, name_or_id: str, action: Action) -> Node:
         """Drain (hand over, take nothing new), cordon (take nothing new) or resume a node."""
         return await self._do(calls.change_node(name_or_id, action))
+
+    async def audit(
+        self,
+        *,
+        since: datetime | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        local: bool = False,
+    ) -> AuditPage:
+        """One page of who did what, newest first; for administrators."""
+        return await self._do(calls.audit(since, limit=limit, cursor=cursor, local=local))
 
     async def ready(self) -> None:
         """Return where the asked node is ready; ``UnavailableError`` says what is wrong where it is not."""

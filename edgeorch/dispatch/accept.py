@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from edgeorch.constraints import parse
+from edgeorch.dispatch.audit import SUBMIT, Audit, fields_of
 from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.place import Placer, Plan
 from edgeorch.dispatch.requests import Idempotency, Submission
@@ -23,7 +24,7 @@ from edgeorch.errors import (
 from edgeorch.executor.admission import SECRETS, Rules
 from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
 from edgeorch.secret import MAX_BYTES, size_of
-from edgeorch.store import PutKey, PutSecrets, TaskChange
+from edgeorch.store import PutAudit, PutKey, PutSecrets, TaskChange
 
 log = structlog.get_logger()
 
@@ -36,7 +37,8 @@ MAX_SPEC = 512 << 10
 class Acceptor:
     """Validates, plans and commits submissions."""
 
-    def __init__(self, ledger: Ledger, view: View, placer: Placer, rules: Rules) -> None:
+    def __init__(self, ledger: Ledger, view: View, placer: Placer, rules: Rules, audit: Audit) -> None:
+        self.audit = audit
         self.ledger = ledger
         self.view = view
         self.placer = placer
@@ -140,11 +142,14 @@ class Acceptor:
         self.rules.check_tasks(caller, wanted=len(submissions), held=self.ledger.held[caller.token])
         plans: list[Plan] = []
         changes: list[TaskChange] = []
+        records: list[PutAudit] = []
         committed = False
         try:
             for submission in submissions:
                 plans.append(self._plan(submission, caller))
                 changes.extend(plans[-1].changes)
+                task = plans[-1].entry.task
+                records.append(self.audit.record(caller, SUBMIT, task.id, task.name))
                 if submission.secrets:
                     task_id = plans[-1].entry.task.id
                     sealed = self.ledger.sealer.seal(task_id, submission.secrets)
@@ -159,6 +164,7 @@ class Acceptor:
                         expires_at=self.ledger.seams.wall() + KEY_LIFE_S,
                     )
                 )
+            changes.extend(records)
             runs = [run for plan in plans for run in plan.runs]
             # A caller who goes away now must not leave memory and disk apart.
             with trio.CancelScope(shield=True) as shield:
@@ -172,9 +178,9 @@ class Acceptor:
                 for plan in plans:
                     self.placer.undo(plan)
                     self.ledger.drop(plan.entry)
-        for plan in plans:
+        for plan, record in zip(plans, records, strict=True):
             task = plan.entry.task
-            log.info("accepted", task=task.id, name=task.name, token=caller.token)
+            log.info("accepted", task=task.id, name=task.name, **fields_of(record))
             self.ledger.saved(plan.entry, task, plan.entry.revision)
             self.placer.carry_out(plan)
         if any(not plan.placed for plan in plans):

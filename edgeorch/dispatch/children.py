@@ -12,6 +12,7 @@ from edgeorch.errors import StorageError
 from edgeorch.lifecycle import TaskEvent
 from edgeorch.model import Ranked, Task, TaskSpec, TaskState, new_task_id, origin_of
 from edgeorch.scheduler import why_waiting
+from edgeorch.store import PutAudit
 
 log = structlog.get_logger()
 
@@ -90,11 +91,11 @@ class Parents:
         except StorageError as error:
             log.warning("cannot record the end of a parent yet", task=parent_id, reason=str(error))
 
-    async def cancel(self, parent: Entry) -> None:
-        """Cancel every child; the parent ends with the last of them."""
+    async def cancel(self, parent: Entry, record: PutAudit) -> None:
+        """Cancel every child; the parent ends with the last of them. ``record`` tells who asked."""
         if not parent.task.cancelling:
             parent.update(cancelling=True, reason="being cancelled")
-            await self.ledger.commit(parent, self.ledger.state_changes(parent))
+            await self.ledger.commit(parent, [*self.ledger.state_changes(parent), record])
         for child_id in list(parent.children):
             child = self.ledger.open.get(child_id)
             if child is not None:

@@ -9,6 +9,7 @@ import trio
 
 from edgeorch.config import Config
 from edgeorch.dispatch.accept import Acceptor
+from edgeorch.dispatch.audit import CANCEL, FORGET, Audit
 from edgeorch.dispatch.children import Parents
 from edgeorch.dispatch.entry import Entry
 from edgeorch.dispatch.leases import Leases
@@ -19,14 +20,14 @@ from edgeorch.dispatch.outputs import Outputs
 from edgeorch.dispatch.place import Placer
 from edgeorch.dispatch.reading import Reader
 from edgeorch.dispatch.reconcile import Reconciler
-from edgeorch.dispatch.requests import Idempotency, NodeView, Submission, TaskPage
+from edgeorch.dispatch.requests import AuditPage, Idempotency, NodeView, Submission, TaskPage
 from edgeorch.dispatch.view import Membership, View
 from edgeorch.errors import InvalidRequestError
 from edgeorch.executor.admission import Rules
 from edgeorch.executor.executor import Executor
 from edgeorch.model import Caller, Event, Ranked, Task, TaskSpec, TaskState
 from edgeorch.seams import Seams
-from edgeorch.store import LocalStore, PutAudit, TaskFilter
+from edgeorch.store import AuditFilter, LocalStore, TaskFilter
 from edgeorch.store.sealing import Sealer
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
@@ -79,6 +80,7 @@ class Dispatch:
         self.view = View(me, membership, self.ledger.books, config.scoring, seams)
         self.reporter = Reporter(self.ledger, self.view, peers, nursery.start_soon)
         self.reader = Reader(self.ledger, self.view, peers)
+        self.audit = Audit(store, self.view, peers, seams)
         self.nodes_part = Nodes(self.view, me, peers)
         self.outputs = outputs
         outputs.bind(self.ledger, self.view, self.reader, peers)
@@ -112,7 +114,7 @@ class Dispatch:
         )
         self.parents = Parents(self.ledger, self.leases)
         self.ledger.on_end = self._ended
-        self.acceptor = Acceptor(self.ledger, self.view, self.placer, self._rules)
+        self.acceptor = Acceptor(self.ledger, self.view, self.placer, self._rules, self.audit)
         self.reconciler = Reconciler(self.ledger, self.view, self.placer, self.leases, self.peers)
         self.outputs.attach(executor)
 
@@ -184,11 +186,14 @@ class Dispatch:
         entry = self.ledger.open.get(task_id)
         if entry is None or task.state.terminal:
             return task
-        await self.audit(caller, "cancel", task_id)
+        record = self.audit.record(caller, CANCEL, task_id, entry.task.name)
+        again = entry.task.cancelling
         if entry.children:
-            await self.parents.cancel(entry)
+            await self.parents.cancel(entry, record)
         else:
-            await self.leases.cancel(entry)
+            await self.leases.cancel(entry, record)
+        if not again:
+            self.audit.say(record)
         return entry.saved
 
     def output(self, request: FollowOutput) -> AbstractAsyncContextManager[AsyncIterator[Chunk | OutputEnd]]:
@@ -212,23 +217,22 @@ class Dispatch:
     async def change_node(
         self, name_or_id: str, action: Literal["drain", "cordon", "resume"], caller: Caller
     ) -> NodeView:
-        """Change a node's state."""
-        await self.audit(caller, action, name_or_id)
+        """Change a node's state. The node that does it records it, with the one that was asked as ``via``."""
+        if self.nodes_part.one(name_or_id).is_self:
+            await self.audit.keep(self.audit.record(caller, action, self.view.me.info.name))
         view = await self.nodes_part.change(name_or_id, action, caller)
         self.placer.wake()
         return view
 
     async def forget(self, name_or_id: str, caller: Caller) -> None:
         """Drop a dead or left node everywhere."""
-        await self.audit(caller, "forget", name_or_id)
+        name = self.nodes_part.one(name_or_id).peer.info.name
+        await self.audit.keep(self.audit.record(caller, FORGET, name))
         await self.nodes_part.forget(name_or_id, caller)
 
-    async def audit(self, caller: Caller, action: str, subject: str) -> None:
-        """Remember who did what."""
-        entry = PutAudit(
-            at=self.seams.wall(), token=caller.token, via=caller.via, action=action, subject=subject
-        )
-        await self.store.commit([entry])
+    async def audited(self, which: AuditFilter, caller: Caller, *, local: bool) -> AuditPage:
+        """Who did what in the fleet or at this node."""
+        return await self.audit.page(which, caller, local=local)
 
     def ready(self) -> Mapping[str, str]:
         """Check name to what is wrong, empty text where it is fine."""

@@ -14,6 +14,7 @@ from edgeorch.executor.executor import Executor
 from edgeorch.model import Caller, Task, origin_of
 from edgeorch.wire import From, Handlers, Sender
 from edgeorch.wire.messages import (
+    AuditFound,
     CancelTask,
     ChangeNode,
     Done,
@@ -23,6 +24,7 @@ from edgeorch.wire.messages import (
     ForgetNode,
     GetTask,
     Happened,
+    ListAudit,
     ListTasks,
     MakeOffer,
     NodeStatus,
@@ -41,6 +43,8 @@ from edgeorch.wire.messages import (
 log = structlog.get_logger()
 
 LONGEST_WAIT_S = 3600.0
+LONGEST_ADDRESS = 64
+"""Letters: an IPv6 address with its zone."""
 LIST_SIZE = 768 << 10
 TASK_SIZE = 1024
 ATTEMPT_SIZE = 512
@@ -60,6 +64,7 @@ def add_handlers(handlers: Handlers, dispatch: Dispatch, executor: Executor) -> 
         WaitTask: asked.wait_task,
         ListTasks: asked.list_tasks,
         CancelTask: asked.cancel_task,
+        ListAudit: asked.list_audit,
         ChangeNode: asked.change_node,
         ForgetNode: asked.forget_node,
     }
@@ -122,13 +127,25 @@ class _Asked:
         task = await self.dispatch.cancel_here(message.task_id, _via(sender, message.caller))
         return TaskFound(task=_without_tails(task))
 
+    async def list_audit(self, sender: From, message: ListAudit) -> AuditFound:
+        if not _via(sender, message.caller).may("admin"):
+            raise ForbiddenError("reading the audit trail needs role admin")
+        found = await self.dispatch.audit.here(message.which)
+        size, fitting = 0, 0
+        for record in found:
+            size += len(msgspec.msgpack.encode(record))
+            if fitting and size > LIST_SIZE:
+                break
+            fitting += 1
+        return AuditFound(records=tuple(found[:fitting]), more=fitting < len(found))
+
     async def change_node(self, sender: From, message: ChangeNode) -> NodeStatus:
         caller = _via(sender, message.caller)
         if not caller.may("admin"):
             raise ForbiddenError("changing a node needs role admin")
-        await self.dispatch.audit(caller, message.action, "self")
-        self.dispatch.nodes_part.me.set_state(STATES[message.action])
         me = self.dispatch.nodes_part.me
+        await self.dispatch.audit.keep(self.dispatch.audit.record(caller, message.action, me.info.name))
+        me.set_state(STATES[message.action])
         return NodeStatus(info=me.info, sample=me.sample())
 
     async def forget_node(self, sender: From, message: ForgetNode) -> Done:
@@ -177,4 +194,10 @@ def _without_tails(task: Task) -> Task:
 
 def _via(sender: From, caller: Caller) -> Caller:
     """The caller as this node believes it: checked by the sender, and by nobody else."""
-    return Caller(token=caller.token, role=caller.role, via=sender.node_id, loopback=False)
+    return Caller(
+        token=caller.token,
+        role=caller.role,
+        via=sender.node_id,
+        loopback=False,
+        address=caller.address[:LONGEST_ADDRESS],
+    )

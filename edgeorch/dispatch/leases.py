@@ -17,7 +17,7 @@ from edgeorch.executor.executor import Executor
 from edgeorch.lifecycle import Effect, TaskEvent
 from edgeorch.model import AttemptState, attempt_of
 from edgeorch.seams import Seams
-from edgeorch.store import TaskChange
+from edgeorch.store import PutAudit, TaskChange
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import StopAttempt
 
@@ -88,8 +88,8 @@ class Leases:
             entry.unreachable_at = None
             entry.update(reason="")
 
-    async def cancel(self, entry: Entry) -> None:
-        """Begin to end a task on request; safe to repeat."""
+    async def cancel(self, entry: Entry, *records: PutAudit) -> None:
+        """Begin to end a task on request; safe to repeat. ``records`` tell who asked, in one transaction."""
         if entry.task.state.terminal or entry.task.cancelling:
             return
         entry.update(cancelling=True)
@@ -101,8 +101,11 @@ class Leases:
         else:
             entry.update(reason="being cancelled")
             changes = self.ledger.state_changes(entry)
-        await self.ledger.commit(entry, changes, effects)
-        self.end_attempt(entry, "cancelled")
+        try:
+            await self.ledger.commit(entry, [*changes, *records], effects)
+        finally:
+            # Memory has moved on, so a second try would find nothing left to do.
+            self.end_attempt(entry, "cancelled")
 
     def end_attempt(self, entry: Entry, cause: Cause) -> None:
         """Tell the newest attempt's target to end it; a target that does not hear it loses its lease."""

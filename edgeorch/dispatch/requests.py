@@ -6,6 +6,7 @@ import msgspec
 
 from edgeorch.model import Kept, Peer, Score, SecretBytes, Task, TaskSpec
 from edgeorch.secret import Secret
+from edgeorch.store import PutAudit
 
 
 class Submission(Kept, frozen=True, kw_only=True):
@@ -52,6 +53,16 @@ class TaskPage(Kept, frozen=True, kw_only=True):
     unreachable: tuple[str, ...] = ()
     more: bool = False
     """Whether there are older ones."""
+
+
+class AuditPage(Kept, frozen=True, kw_only=True):
+    """Audit records, newest first; see ``TaskPage``."""
+
+    records: tuple[PutAudit, ...]
+    names: dict[str, str] = msgspec.field(default_factory=dict)
+    """Node id to name, of every node that is mentioned."""
+    unreachable: tuple[str, ...] = ()
+    more: bool = False
 
 
 class NodeView(Kept, frozen=True, kw_only=True):

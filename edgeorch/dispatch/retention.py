@@ -37,8 +37,10 @@ class Retention:
     async def clean(self) -> None:
         """One round."""
         before = self.ledger.seams.wall() - self.settings.retention_s
+        audit_before = self.ledger.seams.wall() - self.settings.audit_s
         try:
             forgotten = await self.ledger.store.prune(before)
+            await self.ledger.store.prune_audit(audit_before, self.settings.audit_bytes)
         except StorageError as error:
             # The disk may be full of output, so that is removed all the same.
             log.warning("old tasks cannot be forgotten yet", reason=str(error))

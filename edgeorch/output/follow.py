@@ -111,11 +111,13 @@ def _read(path: Path, offset: int, *, final: bool) -> bytes:
     """At most a chunk of the stream as kept; the end that the cap cut off only when nothing more comes."""
     try:
         with path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            data = file.read(CHUNK)
-            if data or not final:
-                return data
             size = os.fstat(file.fileno()).st_size
+            # A caller may ask for a place that no file can have, where seek fails.
+            if offset < size:
+                file.seek(offset)
+                return file.read(CHUNK)
+            if not final:
+                return b""
     except FileNotFoundError:
         return b""
     at = max(offset - size, 0)

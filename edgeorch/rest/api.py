@@ -23,6 +23,7 @@ from edgeorch.config import Api
 from edgeorch.errors import EdgeorchError, ForbiddenError
 from edgeorch.model import Caller
 from edgeorch.rest.asgi import ALWAYS, HttpCall, Incoming, Streamed, problem_response
+from edgeorch.rest.audit import AuditRoutes
 from edgeorch.rest.auth import Tokens, check_browser
 from edgeorch.rest.backend import Backend
 from edgeorch.rest.compat import CompatRoutes
@@ -86,6 +87,7 @@ def routes_of(
         *OutputRoutes(backend).routes(),
         *EventRoutes(backend).routes(),
         *NodeRoutes(backend, wall).routes(),
+        *AuditRoutes(backend).routes(),
         *CompatRoutes(backend).routes(),
         *ProbeRoutes(backend, metrics).routes(),
     )

@@ -50,6 +50,8 @@ class Tokens:
         self._path = path
         self._api = api
         self._clock = clock
+        self.on_refused: Callable[[str, str], None] = lambda _source, _why: None
+        """Called with the source of each refused login (an address, or an IPv6 network) and the reason."""
         self._failures = FailedTries(api.failed_logins_per_minute)
         self._tokens: tuple[Token, ...] = ()
         self._stamp: tuple[int, ...] | None = None
@@ -90,7 +92,8 @@ class Tokens:
         if header is None:
             if not loopback or self._api.anonymous_role == "none":
                 raise UnauthorizedError("this needs a token", hint=_HOW)
-            return Caller(token=RESERVED, role=self._api.anonymous_role, loopback=True)
+            role = self._api.anonymous_role
+            return Caller(token=RESERVED, role=role, loopback=True, address=address)
         self._follow()
         scheme, _, text = header.partition(" ")
         text = text.strip()
@@ -101,7 +104,7 @@ class Tokens:
             raise self._failed(address, "the token is unknown or revoked")
         if token.expired(now):
             raise self._failed(address, f"the token {token.name!r} has expired")
-        return Caller(token=token.name, role=token.role, loopback=loopback)
+        return Caller(token=token.name, role=token.role, loopback=loopback, address=address)
 
     def _find(self, text: str) -> Token | None:
         """Compares with every token, so that the time says nothing about how close a guess was."""
@@ -112,6 +115,7 @@ class Tokens:
         return found
 
     def _failed(self, address: str, why: str) -> UnauthorizedError | TooManyRequestsError:
+        self.on_refused(_source(address), why)
         wait_s = self._failures.add(address, self._clock())
         if wait_s:
             hint = f"try again in {wait_s:.0f} s, with a valid token"

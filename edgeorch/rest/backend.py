@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
-from edgeorch.dispatch.requests import Idempotency, NodeView, Submission, TaskPage
+from edgeorch.dispatch.requests import AuditPage, Idempotency, NodeView, Submission, TaskPage
 from edgeorch.model import Caller, Event, Ranked, Task, TaskSpec
-from edgeorch.store import TaskFilter
+from edgeorch.store import AuditFilter, TaskFilter
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
 
 
@@ -82,6 +82,10 @@ class Backend(Protocol):
         """Drop a dead or left node from every table. ConflictError while it is alive."""
         ...
 
+    async def audited(self, which: AuditFilter, caller: Caller, *, local: bool) -> AuditPage:
+        """Who did what in the fleet or at this node, newest first."""
+        ...
+
     def ready(self) -> Mapping[str, str]:
         """Check name to what is wrong, empty text where it is fine; ready when all are empty."""
         ...
@@ -91,4 +95,4 @@ class Backend(Protocol):
         ...
 
 
-__all__ = ["Backend", "Idempotency", "NodeView", "Submission", "TaskPage"]
+__all__ = ["AuditPage", "Backend", "Idempotency", "NodeView", "Submission", "TaskPage"]

@@ -10,7 +10,7 @@ from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 
-from edgeorch.model import Event, Kept, Run, Task, TaskState
+from edgeorch.model import Event, Kept, Moment, Run, Task, TaskState
 
 
 class PutTask(Kept, frozen=True, kw_only=True):
@@ -68,13 +68,18 @@ class DropCallback(Kept, frozen=True, kw_only=True):
 
 
 class PutAudit(Kept, frozen=True, kw_only=True):
-    """Remember who did what."""
+    """Remember who did what. ``id`` is ``ULID-NODEID``: it sorts by time and names the node of the record."""
 
-    at: float
+    id: str = ""
+    at: Moment
     token: str
-    via: str
+    role: str = ""
+    address: str = ""
+    via: str = ""
     action: str
     subject: str
+    detail: str = ""
+    count: int = 1
 
 
 class PutSecrets(Kept, frozen=True, kw_only=True):
@@ -131,6 +136,14 @@ class TaskFilter(Kept, frozen=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 100
 
 
+class AuditFilter(Kept, frozen=True, kw_only=True):
+    """Which audit records to list, newest first. ``before`` is a record's id: only older ones."""
+
+    since: float = 0.0
+    before: str | None = None
+    limit: int = 100
+
+
 class TaskStore(Protocol):
     """The origin's memory.
 
@@ -170,8 +183,12 @@ class TaskStore(Protocol):
         """The outbox, oldest first."""
         ...
 
-    async def audit(self, limit: int) -> list[PutAudit]:
-        """The newest audit records, newest first."""
+    async def audit(self, which: AuditFilter) -> list[PutAudit]:
+        """Audit records, newest id first; those without one, of an older release, are left out."""
+        ...
+
+    async def prune_audit(self, before: float, max_bytes: int) -> None:
+        """Forget audit records that are older, and the oldest of more than so many bytes."""
         ...
 
     async def secrets(self, task_id: str) -> bytes | None:

@@ -76,6 +76,14 @@ STEPS = (
             CREATE INDEX ended_runs_at ON ended_runs (at);
         """,
     ),
+    Step(
+        number=4,
+        compatible=1,
+        sql="""
+            ALTER TABLE audit ADD COLUMN id TEXT;
+            CREATE INDEX audit_id ON audit (id) WHERE id IS NOT NULL;
+        """,
+    ),
 )
 
 

@@ -10,6 +10,7 @@ from edgeorch.errors import StorageError
 from edgeorch.model import Event, Run, Task
 from edgeorch.store import (
     AttemptChange,
+    AuditFilter,
     Callback,
     DropCallback,
     DropRun,
@@ -52,6 +53,10 @@ _PUT_RUN = """INSERT INTO runs (key, accepted_at, body) VALUES (?, ?, ?)
 
 _PUT_SECRETS = """INSERT INTO secrets (task, body) VALUES (?, ?)
     ON CONFLICT (task) DO UPDATE SET body = excluded.body"""
+_PUT_AUDIT = "INSERT INTO audit (at, id, body) VALUES (?, ?, ?)"
+_CROWDED = """DELETE FROM audit WHERE number <= (
+    SELECT number FROM (SELECT number, SUM(LENGTH(body)) OVER (ORDER BY number DESC) AS total FROM audit)
+    WHERE total > ? ORDER BY number DESC LIMIT 1)"""
 _DROPS: dict[type, str] = {
     DropRun: "DELETE FROM runs WHERE key = ?",
     DropCallback: "DELETE FROM callbacks WHERE id = ?",
@@ -108,7 +113,7 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:  # n
         case PutCallback(callback=callback):
             yield _PUT_CALLBACK, (callback.id, callback.created_at, _encode(callback))
         case PutAudit():
-            yield "INSERT INTO audit (at, body) VALUES (?, ?)", (change.at, _encode(change))
+            yield _PUT_AUDIT, (change.at, change.id or None, _encode(change))
         case PutSecrets(task_id=task_id):
             yield _PUT_SECRETS, (task_id, _encode(change))
         case DropTask(task_id=task_id):
@@ -159,6 +164,22 @@ def listing(which: TaskFilter) -> Statement:
         f"SELECT body FROM tasks WHERE id IN ({hits} ORDER BY id DESC LIMIT ?) ORDER BY id DESC",  # noqa: S608  as above
         (*values, max(which.limit, 0)),
     )
+
+
+def audited(which: AuditFilter) -> Statement:
+    """The query of a listing of the audit trail."""
+    where, values = "id IS NOT NULL AND at >= ?", [which.since]
+    if which.before is not None:
+        return (
+            f"SELECT body FROM audit WHERE {where} AND id < ? ORDER BY id DESC LIMIT ?",  # noqa: S608  our own words
+            (*values, which.before, max(which.limit, 0)),
+        )
+    return f"SELECT body FROM audit WHERE {where} ORDER BY id DESC LIMIT ?", (*values, max(which.limit, 0))  # noqa: S608  as above
+
+
+def audit_prunes(before: float, max_bytes: int) -> list[Statement]:
+    """What forgets old audit records, and the oldest where there are too many."""
+    return [("DELETE FROM audit WHERE at < ?", (before,)), (_CROWDED, (max_bytes,))]
 
 
 def prunable(ended_before: float, limit: int) -> Statement:

@@ -21,6 +21,7 @@ from edgeorch.model import Event, Run, Task
 from edgeorch.seams import Seams
 from edgeorch.store import (
     AttemptChange,
+    AuditFilter,
     Callback,
     DropTask,
     PutAudit,
@@ -227,10 +228,13 @@ class SqliteStore:
         sql = "SELECT body FROM callbacks ORDER BY created_at, rowid"
         return await self._read(lambda db: _all(db, rows.CALLBACK, sql))
 
-    async def audit(self, limit: int) -> list[PutAudit]:
+    async def audit(self, which: AuditFilter) -> list[PutAudit]:
         """See ``TaskStore``."""
-        sql = "SELECT body FROM audit ORDER BY number DESC LIMIT ?"
-        return await self._read(lambda db: _all(db, rows.AUDIT, sql, (max(limit, 0),)))
+        return await self._read(lambda db: _all(db, rows.AUDIT, *rows.audited(which)))
+
+    async def prune_audit(self, before: float, max_bytes: int) -> None:
+        """See ``TaskStore``."""
+        await self._submit(rows.audit_prunes(before, max_bytes))
 
     async def secrets(self, task_id: str) -> bytes | None:
         """See ``TaskStore``."""
@@ -247,7 +251,6 @@ class SqliteStore:
         await self._submit(
             [
                 ("DELETE FROM keys WHERE expires_at <= ?", (self._seams.wall(),)),
-                ("DELETE FROM audit WHERE at < ?", (ended_before,)),
                 (rows.DROP_STRAY_SECRETS, ()),
                 ("DELETE FROM ended_runs WHERE at < ?", (ended_before,)),
             ]

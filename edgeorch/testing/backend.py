@@ -25,8 +25,8 @@ from edgeorch.model import (
     TaskState,
     new_task_id,
 )
-from edgeorch.rest.backend import Idempotency, NodeView, Submission, TaskPage
-from edgeorch.store import TaskFilter
+from edgeorch.rest.backend import AuditPage, Idempotency, NodeView, Submission, TaskPage
+from edgeorch.store import AuditFilter, PutAudit, TaskFilter
 from edgeorch.wire.messages import Chunk, FollowOutput, OutputEnd
 
 OWN_ID = "0123456789"
@@ -73,6 +73,7 @@ class MemoryBackend:
         accepts: whether a target accepts what is submitted at once.
         ends: whether what is accepted has ended at once.
         printed: output of every task, and how it ends.
+        records: the audit trail.
         happened: events, numbered from 1; ``tell`` adds one.
         wrong: what ``ready`` says.
         raises: raised by ``submit``, where set.
@@ -88,6 +89,7 @@ class MemoryBackend:
         self.ended: set[str | None] = set()
         self.wrong: dict[str, str] = {"store": "", "membership": ""}
         self.raises: Exception | None = None
+        self.records: list[PutAudit] = []
         self.submitted = 0
         self.streams = 0
         self._keys: dict[tuple[str, str], tuple[bytes, tuple[str, ...]]] = {}
@@ -321,6 +323,19 @@ class MemoryBackend:
     async def forget(self, name_or_id: str, caller: Caller) -> None:  # noqa: ARG002
         """Both are alive."""
         raise ConflictError(f"the node {self.node(name_or_id).peer.info.name!r} is alive")
+
+    async def audited(self, which: AuditFilter, caller: Caller, *, local: bool) -> AuditPage:  # noqa: ARG002
+        """Matching records, newest first; another node never answers."""
+        found = sorted(self.records, key=lambda record: record.id, reverse=True)
+        found = [
+            one for one in found if one.at >= which.since and (not which.before or one.id < which.before)
+        ]
+        return AuditPage(
+            records=tuple(found[: which.limit]),
+            names={OWN_ID: "one", "2222222222": "two"},
+            unreachable=() if local else ("two",),
+            more=len(found) > which.limit,
+        )
 
     def ready(self) -> Mapping[str, str]:
         """As told."""

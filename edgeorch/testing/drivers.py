@@ -68,7 +68,10 @@ class ScriptedHost:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
         raise AssertionError("unreachable")
 
     def begin(self, driver: str, launch: Launch, steps: Sequence[tuple[str, ...]]) -> Handle:

@@ -13,6 +13,7 @@ from edgeorch.model import Event, Run, Task
 from edgeorch.seams import Seams
 from edgeorch.store import (
     AttemptChange,
+    AuditFilter,
     Callback,
     DropCallback,
     DropRun,
@@ -160,10 +161,26 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return sorted(self._callbacks.values(), key=lambda callback: callback.created_at)
 
-    async def audit(self, limit: int) -> list[PutAudit]:
+    async def audit(self, which: AuditFilter) -> list[PutAudit]:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
-        return self._audit[::-1][: max(limit, 0)]
+        found = sorted((one for one in self._audit if one.id), key=lambda one: one.id, reverse=True)
+        found = [
+            one for one in found if one.at >= which.since and not (which.before and one.id >= which.before)
+        ]
+        return found[: max(which.limit, 0)]
+
+    async def prune_audit(self, before: float, max_bytes: int) -> None:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        kept: list[PutAudit] = []
+        size = 0
+        for record in reversed([record for record in self._audit if record.at >= before]):
+            size += len(msgspec.msgpack.encode(record))
+            if size > max_bytes:
+                break
+            kept.append(record)
+        self._audit = kept[::-1]
 
     async def secrets(self, task_id: str) -> bytes | None:
         """See ``TaskStore``."""
@@ -181,7 +198,6 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         now = self._seams.wall()
         self._keys = {name: key for name, key in self._keys.items() if key.expires_at > now}
-        self._audit = [record for record in self._audit if record.at >= ended_before]
         known = self._tasks
         self._secrets = {
             name: kept
@@ -312,9 +328,15 @@ class FailingStore:
         """See ``TaskStore``."""
         return await self._inner.callbacks()
 
-    async def audit(self, limit: int) -> list[PutAudit]:
+    async def audit(self, which: AuditFilter) -> list[PutAudit]:
         """See ``TaskStore``."""
-        return await self._inner.audit(limit)
+        return await self._inner.audit(which)
+
+    async def prune_audit(self, before: float, max_bytes: int) -> None:
+        """See ``TaskStore``. Counts as a commit."""
+        await trio.lowlevel.checkpoint()
+        self._gate()
+        await self._inner.prune_audit(before, max_bytes)
 
     async def secrets(self, task_id: str) -> bytes | None:
         """See ``TaskStore``."""

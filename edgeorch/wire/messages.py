@@ -22,7 +22,7 @@ from edgeorch.model import (
     Task,
 )
 from edgeorch.secret import Secret
-from edgeorch.store import TaskFilter
+from edgeorch.store import AuditFilter, PutAudit, TaskFilter
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -275,6 +275,22 @@ class CancelTask(Message, frozen=True, kw_only=True):
 
     caller: Caller
     task_id: str
+
+
+class AuditFound(Message, frozen=True, kw_only=True):
+    """Audit records, newest first; ``more`` where older ones did not fit into a frame."""
+
+    records: tuple[PutAudit, ...]
+    more: bool = False
+
+
+class ListAudit(Message, frozen=True, kw_only=True):
+    """Who did what at you?"""
+
+    answer: ClassVar = AuditFound
+
+    caller: Caller
+    which: AuditFilter
 
 
 class NodeStatus(Message, frozen=True, kw_only=True):

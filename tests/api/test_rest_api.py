@@ -21,11 +21,12 @@ from edgeorch.errors import (
     UnavailableError,
     problem_types,
 )
-from edgeorch.model import Event, TaskState
+from edgeorch.model import Event, TaskState, ulid
 from edgeorch.rest import events
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.tokens import Token, hash_of, new_text, write_tokens
+from edgeorch.store import PutAudit
 from edgeorch.testing.backend import OWN_ID, WALL, MemoryBackend
 from edgeorch.wire.messages import Chunk
 
@@ -62,8 +63,9 @@ class Service:
         path.chmod(0o600)
         api = Api(**changes)
         self.backend = MemoryBackend()
+        self.tokens = Tokens(path, api)
         self.app = create_app(
-            self.backend, Tokens(path, api), api, metrics=lambda: b"edgeorch_tasks 1\n", wall=lambda: WALL
+            self.backend, self.tokens, api, metrics=lambda: b"edgeorch_tasks 1\n", wall=lambda: WALL
         )
         self.client = self.app.test_client()
 
@@ -816,6 +818,87 @@ async def test_openapi_and_pages(service):
         assert "default-src 'self'" in response.headers["Content-Security-Policy"]
         assert b"http://" not in data
         assert b"https://" not in data
+
+
+# The audit trail
+
+
+def record(number, **more):
+    facts = {
+        "at": WALL + number,
+        "token": "ann",
+        "via": "",
+        "action": "submit",
+        "subject": f"t{number}",
+    } | more
+    return PutAudit(id=ulid(WALL + number, number, OWN_ID), **facts)
+
+
+async def test_the_audit_trail(service):
+    service.backend.records = [record(1, role="admin", address="192.0.2.7"), record(2, via="2222222222")]
+    page = await service.json("GET", "/api/v1/audit")
+    assert (page["cursor"], page["unreachable"]) == (None, ["two"])
+    second, first = page["records"]
+    assert first == {
+        "id": service.backend.records[0].id,
+        "at": "2023-11-14T22:13:21.000Z",
+        "node": OWN_ID,
+        "node_name": "one",
+        "action": "submit",
+        "subject": "t1",
+        "detail": "",
+        "count": 1,
+        "token": "ann",
+        "role": "admin",
+        "address": "192.0.2.7",
+        "via": "",
+        "via_name": "",
+    }
+    assert (second["via"], second["via_name"]) == ("2222222222", "two")
+    assert (await service.json("GET", "/api/v1/audit?local=true"))["unreachable"] == []
+
+
+async def test_the_audit_trail_in_pages_and_from_a_time_on(service):
+    service.backend.records = [record(number) for number in range(5)]
+    page = await service.json("GET", "/api/v1/audit?limit=2")
+    assert [one["subject"] for one in page["records"]] == ["t4", "t3"]
+    page = await service.json("GET", f"/api/v1/audit?limit=2&cursor={page['cursor']}")
+    assert [one["subject"] for one in page["records"]] == ["t2", "t1"]
+    page = await service.json("GET", "/api/v1/audit?since=2023-11-14T22:13:23Z")
+    assert [one["subject"] for one in page["records"]] == ["t4", "t3"]
+
+
+@pytest.mark.parametrize("role", ["read", "submit"])
+async def test_the_audit_trail_is_for_administrators(service, role):
+    await service.problem(403, "forbidden", "GET", "/api/v1/audit", role=role)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "since=yesterday",
+        "since=2023-11-14T22:13:23",
+        "since=2023-99-14T22:13:23Z",
+        "since=0.5",
+        "limit=0",
+        "cursor=x",
+        "nope=1",
+    ],
+)
+async def test_a_bad_question_to_the_audit_trail(service, query):
+    _, problem = await service.problem(400, "invalid-request", "GET", f"/api/v1/audit?{query}")
+    assert query.partition("=")[0] in problem["detail"]
+
+
+async def test_refused_logins_are_told_to_the_trail(tmp_path):
+    service = Service(tmp_path)
+    seen = []
+    service.tokens.on_refused = lambda *about: seen.append(about)
+    for _ in range(2):
+        await service.problem(
+            401, "unauthorized", "GET", "/api/v1/tasks", headers={"Authorization": "Bearer wrong"}, role=None
+        )
+    assert seen == [("192.0.2.9", "the token is unknown or revoked")] * 2
 
 
 async def test_every_problem_type_is_described(service):

@@ -64,7 +64,7 @@ def refused(tokens, header, kind=UnauthorizedError, address=FAR):
 
 def test_a_token(tokens):
     caller = tokens.authenticate(f"Bearer {LAPTOP}", FAR, NOW)
-    assert caller == Caller(token="laptop", role="submit", loopback=False)
+    assert caller == Caller(token="laptop", role="submit", loopback=False, address=FAR)
     assert tokens.authenticate(f"bearer  {LAPTOP} ", "127.0.0.2", NOW).loopback
 
 
@@ -114,7 +114,7 @@ def test_no_token(tokens, path, clock):
     refused(tokens, None, address="127.0.0.1")
     open_here = Tokens(path, Api(anonymous_role="submit"), clock=clock)
     caller = open_here.authenticate(None, "::1", NOW)
-    assert caller == Caller(token="anonymous", role="submit", loopback=True)
+    assert caller == Caller(token="anonymous", role="submit", loopback=True, address="::1")
     refused(open_here, None)
     # A wrong token is not the same as none.
     refused(open_here, "Bearer wrong", address="127.0.0.1")

@@ -1,12 +1,15 @@
 import io
 import json
 import time
+from datetime import UTC, datetime, timedelta
 
 import click
 import pytest
 
 from edgeorch import cli, errors
 from edgeorch.cli import checks, show
+from edgeorch.cli.audit import Moment
+from edgeorch.cli.audit import row_of as audit_row
 from edgeorch.cli.checks import CHECKS
 from edgeorch.cli.printing import Printer
 from edgeorch.cli.spec import Duration, Size, name_of, read_spec, secrets_of, service_of
@@ -14,7 +17,7 @@ from edgeorch.cli.status import WARN_DAYS as SHOWN_WARN_DAYS
 from edgeorch.cli.status import problems_of, waiting_of
 from edgeorch.cli.submit import ranking_rows
 from edgeorch.cli.tasks import row_of
-from edgeorch.client.answers import Attempt, Node, Output, Ranked, Score, Task
+from edgeorch.client.answers import Attempt, AuditRecord, Node, Output, Ranked, Score, Task
 from edgeorch.identity import WARN_DAYS, Authority
 
 
@@ -239,6 +242,38 @@ def test_rows():
         ("attic", "native", "3.14", "idle, near"),
         ("id2", "-", "-", "no slots"),
     ]
+
+
+def test_a_row_of_the_audit_trail():
+    at = datetime(2026, 11, 28, 14, 0, tzinfo=UTC)
+    record = AuditRecord(id="x", at=at, node="n", action="cancel", subject="t", token="ann", role="admin")
+    when = at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    assert audit_row(record) == (when, "n", "cancel", "t", "ann", "admin", "-", "")
+    record = AuditRecord(
+        id="x",
+        at=at,
+        node="n",
+        node_name="attic",
+        action="refused-login",
+        count=7,
+        address="192.0.2.1",
+        via="m",
+        via_name="barn",
+        detail="why",
+    )
+    assert audit_row(record)[1:] == ("attic", "refused-login x7", "-", "-", "-", "192.0.2.1 via barn", "why")
+
+
+def test_moments():
+    def moment(text):
+        return Moment().convert(text, None, None)
+
+    assert moment("2026-11-28T14:00Z") == datetime(2026, 11, 28, 14, 0, tzinfo=UTC)
+    assert moment("2026-11-28").tzinfo is not None
+    assert timedelta(hours=1.9) < datetime.now(UTC) - moment("2h") < timedelta(hours=2.1)
+    for text in ("yesterday", "", "-1h", "99999999999d"):
+        with pytest.raises(click.BadParameter):
+            moment(text)
 
 
 def test_status_says_what_needs_a_look():

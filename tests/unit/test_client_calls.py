@@ -1,4 +1,5 @@
 import json
+from datetime import datetime, timedelta, timezone
 
 import msgspec
 import pytest
@@ -152,6 +153,21 @@ def test_all_tasks_follows_the_cursor():
     assert len(script.emitted) == 2
     assert script.asked[0].params == {"state": "running", "local": "true", "limit": "1"}
     assert script.asked[1].params["cursor"] == "c1"
+
+
+def test_the_audit_trail_is_asked_for_in_utc():
+    record = {"id": "x", "at": "2026-01-02T03:04:05.678Z", "node": "n", "action": "drain", "more": 1}
+    script = Script(ok({"records": [record], "cursor": "c", "unreachable": []}))
+    since = datetime(2026, 1, 2, 3, 4, tzinfo=timezone(timedelta(hours=2)))
+    page = script.play(calls.audit(since, limit=5, cursor="b", local=True))
+    assert (page.records[0].action, page.cursor) == ("drain", "c")
+    assert script.asked[0].path == "/api/v1/audit"
+    assert script.asked[0].params == {
+        "since": "2026-01-02T01:04:00Z",
+        "limit": "5",
+        "cursor": "b",
+        "local": "true",
+    }
 
 
 def test_ids_cannot_leave_their_place_in_the_path():

@@ -11,7 +11,7 @@ from edgeorch.model import AttemptState as A
 from edgeorch.model import TaskSpec
 from edgeorch.model import TaskState as T
 from edgeorch.secret import MAX_BYTES, MAX_COUNT, Secret
-from edgeorch.store import TaskFilter
+from edgeorch.store import AuditFilter, TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.wire.messages import MakeOffer
 
@@ -55,7 +55,7 @@ async def written(node):
     """Everything that the store of a node holds, as text."""
     store = node.store
     found = [await store.tasks(TaskFilter()), await store.runs(), await store.sealed()]
-    found += [await store.events(None, 0, 1000), list(store._keys.values()), await store.audit(100)]
+    found += [await store.events(None, 0, 1000), list(store._keys.values()), await store.audit(AuditFilter())]
     return repr(msgspec.json.encode(found)) + repr(found)
 
 

@@ -9,9 +9,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeorch.errors import StorageError
-from edgeorch.model import Attempt, AttemptState, Caller, Event, Offer, Run, Task, TaskState, new_task_id
+from edgeorch.model import (
+    Attempt,
+    AttemptState,
+    Caller,
+    Event,
+    Offer,
+    Run,
+    Task,
+    TaskState,
+    new_task_id,
+    ulid,
+)
 from edgeorch.seams import Seams
 from edgeorch.store import (
+    AuditFilter,
     Callback,
     DropCallback,
     DropRun,
@@ -77,8 +89,14 @@ def callback(name="c", at=NOW):
     return Callback(id=name, task_id=IDS[0], number=1, url="http://x", body=b"{}", created_at=at)
 
 
-def audit(at=NOW, subject="s"):
-    return PutAudit(at=at, token="ann", via="", action="submit", subject=subject)
+def audit(at=NOW, subject="s", number=0):
+    return PutAudit(
+        id=ulid(at, number, "0123456789"), at=at, token="ann", via="", action="submit", subject=subject
+    )
+
+
+async def subjects(store, **which):
+    return [one.subject for one in await store.audit(AuditFilter(**which))]
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -200,10 +218,29 @@ async def test_prune_drops_secrets_that_an_older_release_has_left_behind(store):
     assert [one.task_id for one in await store.sealed()] == [IDS[0]]
 
 
-async def test_audit_is_newest_first(store):
-    await store.commit([audit(subject="one"), audit(subject="two")])
-    assert [one.subject for one in await store.audit(10)] == ["two", "one"]
-    assert [one.subject for one in await store.audit(1)] == ["two"]
+async def test_audit_is_newest_first_and_pages(store):
+    three = audit(NOW + 1, "three")
+    await store.commit([three, audit(subject="one"), audit(subject="two", number=1)])
+    assert await subjects(store) == ["three", "two", "one"]
+    assert await subjects(store, limit=1) == ["three"]
+    assert await subjects(store, before=three.id) == ["two", "one"]
+    assert await subjects(store, since=NOW + 0.5) == ["three"]
+    assert await subjects(store, since=NOW, before=three.id, limit=1) == ["two"]
+    assert (await store.audit(AuditFilter()))[0] == three
+
+
+async def test_audit_is_forgotten_by_age_and_size(store):
+    kept = [audit(NOW + n, str(n)) for n in range(4)]
+    await store.commit(kept)
+    size = len(msgspec.msgpack.encode(kept[0]))
+    await store.prune(NOW + 100)
+    assert await subjects(store) == ["3", "2", "1", "0"]
+    await store.prune_audit(NOW + 1, 1 << 30)
+    assert await subjects(store) == ["3", "2", "1"]
+    await store.prune_audit(0, 2 * size)
+    assert await subjects(store) == ["3", "2"]
+    await store.prune_audit(0, size - 1)
+    assert await subjects(store) == []
 
 
 async def test_runs_are_oldest_first_and_forgotten(store):
@@ -249,8 +286,6 @@ async def test_prune_forgets_what_is_old_and_keeps_what_is_open(store):
             *(PutEvent(event=event(n)) for n in range(6)),
             key("old", expires=NOW),
             key("new", expires=NOW + 1),
-            audit(at=old, subject="old"),
-            audit(at=NOW, subject="new"),
         ]
     )
     assert await store.prune(NOW) == [IDS[5], IDS[0]]
@@ -258,7 +293,6 @@ async def test_prune_forgets_what_is_old_and_keeps_what_is_open(store):
     assert [one.task for one in await store.events(None, 0, 10)] == [IDS[1], IDS[2], IDS[3], IDS[4]]
     assert await store.key("ann", "old", NOW - 1) is None
     assert await store.key("ann", "new", NOW) is not None
-    assert [one.subject for one in await store.audit(10)] == ["new"]
     assert await store.prune(NOW) == []
 
 
@@ -288,9 +322,11 @@ async def test_a_failing_store_keeps_nothing_of_a_failed_commit(store):
     failing.failing = True
     with pytest.raises(StorageError):
         await failing.prune(NOW)
+    with pytest.raises(StorageError):
+        await failing.prune_audit(NOW, 1)
     failing.failing = False
     assert await failing.prune(NOW) == []
-    assert (failing.store_id, failing.boot, failing.commits) == (store.store_id, store.boot, 5)
+    assert (failing.store_id, failing.boot, failing.commits) == (store.store_id, store.boot, 6)
 
 
 async def test_the_memory_twin_can_be_opened_again():
@@ -324,7 +360,7 @@ CHANGES = st.one_of(
     st.builds(key, st.sampled_from("kl"), st.binary(max_size=2), TIMES),
     st.builds(callback, st.sampled_from("cd"), TIMES).map(lambda one: PutCallback(callback=one)),
     st.sampled_from("cd").map(lambda name: DropCallback(id=name)),
-    st.builds(audit, TIMES, st.sampled_from("xy")),
+    st.builds(audit, TIMES, st.sampled_from("xy"), st.integers(0, 1 << 40)),
     NUMBERS.map(lambda n: PutSecrets(task_id=IDS[n], sealed=bytes([n]))),
     NUMBERS.map(lambda n: DropSecrets(task_id=IDS[n])),
 )
@@ -357,7 +393,7 @@ async def everything(store, which):
     found += [await store.key("ann", name, NOW) for name in "kl"]
     found += [await store.secrets(IDS[0]), await store.sealed()]
     found += [await store.ended_runs(IDS[:2]), await store.ended_runs([])]
-    return [*found, await store.audit(100), await store.runs(), await store.run(f"{IDS[0]}.1")]
+    return [*found, await store.audit(AuditFilter()), await store.runs(), await store.run(f"{IDS[0]}.1")]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,11 +7,11 @@ import trio
 from structlog.testing import capture_logs
 
 from edgeorch.errors import StorageError
-from edgeorch.store import PutAudit, sqlite
+from edgeorch.store import AuditFilter, PutAudit, sqlite
 from edgeorch.store.sqlite import SqliteStore
 from edgeorch.store.stall import STALLED_S, Progress, StallWatch
 
-AUDIT = PutAudit(at=1.0, token="t", via="", action="drain", subject="kitchen")
+AUDIT = PutAudit(id="x", at=1.0, token="t", via="", action="drain", subject="kitchen")
 
 
 async def test_what_is_not_asked_for_does_not_stall(autojump_clock):
@@ -115,12 +115,12 @@ async def test_the_store_says_that_it_stalls_and_takes_nothing_more(tmp_path, nu
         with pytest.raises(StorageError, match="store stalled"):
             await store.commit([AUDIT])
         # A reader is not held up by the disk's writes.
-        assert await store.audit(10) == []
+        assert await store.audit(AuditFilter()) == []
         assert store.problem
     finally:
         hang.set()
     await done.wait()
     assert store.problem == ""
     await store.commit([AUDIT])
-    assert len(await store.audit(10)) == 2
+    assert len(await store.audit(AuditFilter())) == 2
     nursery.cancel_scope.cancel()
