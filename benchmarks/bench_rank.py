@@ -59,9 +59,14 @@ class _Membership:
         return self._peers
 
 
+def view_of(count: int) -> View:
+    """What a node sees that has so many peers."""
+    return View(_Me(), _Membership(count), Books(), Scoring(), Seams(rng=random.Random(1)))  # type: ignore[arg-type]
+
+
 def microseconds(count: int) -> float:
     """The median of choosing a node of a fleet of this size."""
-    view = View(_Me(), _Membership(count), Books(), Scoring(), Seams(rng=random.Random(1)))  # type: ignore[arg-type]
+    view = view_of(count)
     spec = TaskSpec(name="x", service=(NativeService(argv=("true",)),))
     about: dict[str, Any] = {"state": TaskState.WAITING, "origin": "n", "created_at": 0.0}
     task = Task(

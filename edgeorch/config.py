@@ -28,7 +28,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Limit = Annotated[float, msgspec.Meta(ge=0)]
-Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Whole = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -163,20 +163,20 @@ class Policy(Section, frozen=True, kw_only=True):
     """Host folders that containers may mount; never a Docker socket, which ``privileged`` guards."""
     privileged: bool = False
     """Allow privileged containers, the Docker socket, and every capability, namespace and device."""
+    option_files: bool = False
+    """Allow docker run options that read files of the node (``--env-file``, ``--label-file``)."""
     max_cpus: Limit | dict[PolicyRole, Limit] = 0.0
     """CPUs of a task; 0: no limit. This and the next four: for all, or a table of submit and admin."""
-    max_memory: Bytes | dict[PolicyRole, Bytes] = 0
+    max_memory: Whole | dict[PolicyRole, Whole] = 0
     """Bytes of a task; with ``max_cpus`` and ``max_timeout_s`` also what a task gets that names none."""
     max_timeout_s: Limit | dict[PolicyRole, Limit] = 0.0
     """Running time of an attempt."""
     max_deadline_s: Limit | dict[PolicyRole, Limit] = 0.0
     """Of a task from its acceptance."""
-    max_tasks: Bytes | dict[PolicyRole, Bytes] = 100_000
+    max_tasks: Whole | dict[PolicyRole, Whole] = 100_000
     """Open tasks of one token at this node."""
     callbacks: tuple[str, ...] = ("*",)
     """Hosts (with ``*``) and networks that callbacks may go to; see ``policy.callback_targets``."""
-    option_files: bool = False
-    """Allow docker run options that read files of the node (``--env-file``, ``--label-file``)."""
 
 
 class Output(Section, frozen=True, kw_only=True):

@@ -4,21 +4,21 @@ Filters come first, each with its own sentence; what passes is ordered by score.
 best are shuffled, so that many origins with the same view do not all choose the same node.
 """
 
+import functools
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from edgeorch.constraints import holds, parse
 from edgeorch.model import NodeInfo, Peer, PeerState, Ranked, Resources, Score, Service, TaskSpec
-from edgeorch.scoring import Promised, score
+from edgeorch.scoring import NOTHING, Promised, score
 
+_NONE = Score(value=0.0)
 NEAR = 0.02
 """Scores that differ by less than this share of the best count as equal: samples are noisier than that."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One node and what this node's books say of it.
 
     Attributes:
@@ -29,14 +29,19 @@ class Candidate:
     """
 
     peer: Peer
-    promised: Promised = field(default_factory=Promised)
+    promised: Promised = NOTHING
     sample_age_s: float = 0.0
     refused: str = ""
 
 
 def driver_of(service: Service) -> str:
     """The name of the driver that runs this kind of service."""
-    return str(type(service).__struct_config__.tag)
+    return _driver_of(type(service))
+
+
+@functools.cache
+def _driver_of(kind: type[Service]) -> str:
+    return str(kind.__struct_config__.tag)
 
 
 def choose_service(services: Sequence[Service], drivers: Mapping[str, str]) -> Service | None:
@@ -94,6 +99,7 @@ def rank(
     *,
     accepting: str,
     formula: Literal["edgeorch", "baobab"] = "edgeorch",
+    explain: bool = True,
 ) -> tuple[Ranked, ...]:
     """All candidates, best first; those that cannot be chosen come last, with the reason in ``refusal``.
 
@@ -103,6 +109,7 @@ def rank(
         rng: breaks near-ties.
         accepting: id of the node that accepted the task (for ``placement.self``).
         formula: the score to use.
+        explain: whether scores have their reasons, and nodes that cannot be chosen have a score at all.
     """
     chosen: list[Ranked] = []
     others: list[Ranked] = []
@@ -114,7 +121,7 @@ def rank(
             node=info.id,
             node_name=info.name,
             driver=driver_of(service) if service else "",
-            score=_preferred(spec, info, _score(spec, candidate, formula)),
+            score=_score(spec, candidate, formula, explain=explain) if explain or not refusal else _NONE,
             refusal=refusal,
         )
         (others if refusal else chosen).append(line)
@@ -137,9 +144,11 @@ def why_waiting(ranking: Sequence[Ranked]) -> str:
     return "no node can take it: " + "; ".join(parts)
 
 
-def _score(spec: TaskSpec, candidate: Candidate, formula: Literal["edgeorch", "baobab"]) -> Score:
+def _score(
+    spec: TaskSpec, candidate: Candidate, formula: Literal["edgeorch", "baobab"], *, explain: bool
+) -> Score:
     peer = candidate.peer
-    return score(
+    found = score(
         peer.info,
         peer.sample,
         peer.rtt_s,
@@ -147,7 +156,9 @@ def _score(spec: TaskSpec, candidate: Candidate, formula: Literal["edgeorch", "b
         candidate.promised,
         formula=formula,
         sample_age_s=candidate.sample_age_s,
+        explain=explain,
     )
+    return _preferred(spec, peer.info, found) if spec.placement.prefer else found
 
 
 def _preferred(spec: TaskSpec, info: NodeInfo, found: Score) -> Score:

@@ -8,8 +8,7 @@ of a 1 GHz core::
 An idle 2.4 GHz node next door scores about 2.4. Nothing left (slots, memory) is 0.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 from edgeorch.model import NodeInfo, Sample, Score, TaskSpec
 
@@ -45,8 +44,7 @@ BAOBAB_QUEUE = 1000.0
 BAOBAB_SELF_RTT_S = 0.0002
 
 
-@dataclass(frozen=True)
-class Promised:
+class Promised(NamedTuple):
     """What this node has placed on a peer since the peer's newest sample.
 
     Attributes:
@@ -60,6 +58,9 @@ class Promised:
     memory: int = 0
 
 
+NOTHING = Promised()
+
+
 def score(
     info: NodeInfo,
     sample: Sample | None,
@@ -69,6 +70,7 @@ def score(
     *,
     formula: Formula = "edgeorch",
     sample_age_s: float = 0.0,
+    explain: bool = True,
 ) -> Score:
     """The score of one node for one service.
 
@@ -80,11 +82,12 @@ def score(
         promised: what was placed there since ``sample``; None: nothing.
         formula: ``edgeorch``, or ``baobab`` for the original's.
         sample_age_s: seconds since the sample arrived.
+        explain: whether to give the reasons; without them it takes a fraction of the time.
 
     Returns:
         A finite value, never negative; 0 means that nothing is left there.
     """
-    promised = promised or Promised()
+    promised = promised or NOTHING
     if sample is None:
         return Score(value=UNMEASURED, reasons=("no measurements yet",))
     useless = _senseless(info, sample) or _nothing_left(sample, spec, promised)
@@ -92,7 +95,8 @@ def score(
         return Score(value=0.0, reasons=(useless,))
     if formula == "baobab":
         return _original(info, sample, rtt_s)
-    return _soonest(info, sample, spec, promised, rtt_s=max(rtt_s, 0.0), age_s=max(sample_age_s, 0.0))
+    found = _Soonest.of(info, sample, spec, promised, rtt_s=max(rtt_s, 0.0), age_s=max(sample_age_s, 0.0))
+    return Score(value=found.value, reasons=found.reasons() if explain else ())
 
 
 def baobab(u: float, n: float, f: float, b: float, r: float) -> float:
@@ -142,36 +146,65 @@ def _memory_free(sample: Sample, promised: Promised) -> int:
     return max(min(sample.memory_available, unpromised) - promised.memory, 0)
 
 
-def _soonest(
-    info: NodeInfo, sample: Sample, spec: TaskSpec | None, promised: Promised, *, rtt_s: float, age_s: float
-) -> Score:
-    cpus = max(sample.cpus, 1)
-    mhz = sample.cpu_mhz if sample.cpu_mhz >= 1 else UNKNOWN_MHZ
-    idle = _idle_share(sample, promised, cpus)
-    needed = spec.resources.cpus if spec else 0.0
-    fit = min(1.0, max(idle, LEFT_WHEN_BUSY) * cpus / needed) if needed else 1.0
-    contended = LEFT_WHEN_BUSY * (1 - idle) / (1 + max(sample.load1, 0.0) / cpus)
-    rate = max(mhz / 1000 * (idle + contended) * fit, SLOWEST)
+class _Soonest(NamedTuple):
+    """How the score came about."""
 
-    used = sample.slots_used + promised.slots
-    reasons = [
-        f"{cpus} x {mhz / 1000:.1f} GHz{'' if sample.cpu_mhz >= 1 else ' assumed'}, {idle:.0%} idle",
-        f"{used} of {sample.slots} slots used",
-    ]
-    if fit < 1:
-        reasons.append(f"{needed:g} CPUs wanted, {idle * cpus:.1f} free")
-    if rtt_s > 0:
-        reasons.append(f"+{rtt_s * 1000:.1f} ms away")
-    factor = info.weight
-    if info.weight != 1:
-        reasons.append(f"weight {info.weight:g}")
-    if age_s > FRESH_S:
-        factor /= 1 + (age_s - FRESH_S) / FADE_S
-        reasons.append(f"measured {age_s:.0f} s ago")
-    if sample.temperature_c is not None and sample.temperature_c >= HOT_C:
-        factor *= HOT_FACTOR
-        reasons.append(f"hot: {sample.temperature_c:.0f} °C")
-    return Score(value=factor / (1 / rate + ROUND_TRIPS * rtt_s), reasons=tuple(reasons))
+    value: float
+    info: NodeInfo
+    sample: Sample
+    cpus: int
+    mhz: float
+    idle: float
+    needed: float
+    fit: float
+    used: int
+    rtt_s: float
+    age_s: float
+
+    @classmethod
+    def of(
+        cls,
+        info: NodeInfo,
+        sample: Sample,
+        spec: TaskSpec | None,
+        promised: Promised,
+        *,
+        rtt_s: float,
+        age_s: float,
+    ) -> Self:
+        cpus = max(sample.cpus, 1)
+        mhz = sample.cpu_mhz if sample.cpu_mhz >= 1 else UNKNOWN_MHZ
+        idle = _idle_share(sample, promised, cpus)
+        needed = spec.resources.cpus if spec else 0.0
+        fit = min(1.0, max(idle, LEFT_WHEN_BUSY) * cpus / needed) if needed else 1.0
+        contended = LEFT_WHEN_BUSY * (1 - idle) / (1 + max(sample.load1, 0.0) / cpus)
+        rate = max(mhz / 1000 * (idle + contended) * fit, SLOWEST)
+        factor = info.weight
+        if age_s > FRESH_S:
+            factor /= 1 + (age_s - FRESH_S) / FADE_S
+        if sample.temperature_c is not None and sample.temperature_c >= HOT_C:
+            factor *= HOT_FACTOR
+        value = factor / (1 / rate + ROUND_TRIPS * rtt_s)
+        used = sample.slots_used + promised.slots
+        return cls(value, info, sample, cpus, mhz, idle, needed, fit, used, rtt_s, age_s)
+
+    def reasons(self) -> tuple[str, ...]:
+        assumed = "" if self.sample.cpu_mhz >= 1 else " assumed"
+        found = [
+            f"{self.cpus} x {self.mhz / 1000:.1f} GHz{assumed}, {self.idle:.0%} idle",
+            f"{self.used} of {self.sample.slots} slots used",
+        ]
+        if self.fit < 1:
+            found.append(f"{self.needed:g} CPUs wanted, {self.idle * self.cpus:.1f} free")
+        if self.rtt_s > 0:
+            found.append(f"+{self.rtt_s * 1000:.1f} ms away")
+        if self.info.weight != 1:
+            found.append(f"weight {self.info.weight:g}")
+        if self.age_s > FRESH_S:
+            found.append(f"measured {self.age_s:.0f} s ago")
+        if self.sample.temperature_c is not None and self.sample.temperature_c >= HOT_C:
+            found.append(f"hot: {self.sample.temperature_c:.0f} °C")
+        return tuple(found)
 
 
 def _idle_share(sample: Sample, promised: Promised, cpus: int) -> float:

@@ -12,7 +12,7 @@ from edgeorch.errors import NotFoundError
 from edgeorch.executor.executor import Me
 from edgeorch.model import Peer, PeerState, Ranked, TaskSpec
 from edgeorch.scheduler import Candidate, rank, why_waiting
-from edgeorch.scoring import Promised
+from edgeorch.scoring import NOTHING
 from edgeorch.seams import Seams
 
 LASTING_S = 60.0
@@ -95,7 +95,7 @@ class View:
         return [
             Candidate(
                 peer=peer,
-                promised=promised.get(peer.info.id, Promised()),
+                promised=promised.get(peer.info.id, NOTHING),
                 sample_age_s=max(now - peer.sample_at, 0.0),
                 refused=self._refused(entry, peer, now) if entry else "",
             )
@@ -114,20 +114,23 @@ class View:
         In a large fleet it is the best of a few, and of all only where none of these can take it: what a task
         costs here does not grow with the fleet, and nodes with the same view do not all choose the same one.
         """
-        ranking = self.rank(entry.spec, entry, few=True)
+        ranking = self.rank(entry.spec, entry, few=True, explain=False)
         if all(line.refusal for line in ranking) and len(ranking) <= len(self.membership.snapshot()):
-            ranking = self.rank(entry.spec, entry)
+            ranking = self.rank(entry.spec, entry, explain=False)
         best = next((line for line in ranking if not line.refusal), None)
         return best, "" if best else why_waiting(ranking)
 
-    def rank(self, spec: TaskSpec, entry: Entry | None = None, *, few: bool = False) -> tuple[Ranked, ...]:
-        """The ranking of the fleet for a spec, of a large one as ``few`` says (``candidates``)."""
+    def rank(
+        self, spec: TaskSpec, entry: Entry | None = None, *, few: bool = False, explain: bool = True
+    ) -> tuple[Ranked, ...]:
+        """The ranking of the fleet for a spec, of a large one as ``few`` says; see ``scheduler.rank``."""
         return rank(
             spec,
             self.candidates(entry, few=few),
             self.seams.rng,
             accepting=self.node_id,
             formula=self.scoring.formula,
+            explain=explain,
         )
 
     def alive(self) -> dict[str, Peer]:

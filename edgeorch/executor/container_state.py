@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from edgeorch.executor.container_engine import Engine, EngineStream
 
 _SIGNALLED = 128
-_ENGINE_STOPPED = frozenset({128 + signal.SIGTERM, 128 + signal.SIGKILL, 255})
+KILLED = _SIGNALLED + signal.SIGKILL
+"""Exit code of a container that was ended by SIGKILL."""
+_ENGINE_STOPPED = frozenset({_SIGNALLED + signal.SIGTERM, KILLED, 255})
 """Exit codes of containers that end because their Engine does."""
 
 _AWAY = "the node or its Docker Engine was away"
@@ -86,12 +88,14 @@ class Creation:
             return self._ref
 
 
-def exit_of(state: dict[str, Any], *, outage: bool) -> Exit:
+def exit_of(state: dict[str, Any], *, outage: bool, memory: int = 0) -> Exit:
     """The end of a container.
 
     Args:
         state: ``State`` of ``inspect``.
         outage: the node or its Engine was away meanwhile, so that a restart of either may have ended it.
+        memory: its memory limit in bytes, 0 for none. An Engine on cgroup v1 misses it at times that the
+            kernel killed a container for its memory, and then only tells of the signal.
     """
     code = int(state.get("ExitCode", 0))
     error = str(state.get("Error") or "")
@@ -104,6 +108,8 @@ def exit_of(state: dict[str, Any], *, outage: bool) -> Exit:
     if outage and code in _ENGINE_STOPPED:
         return Exit(exit_code=code, cause="node_lost", reason=f"ended from outside with {code} while {_AWAY}")
     reason = f"exit code {code}{_signal_name(code)}"
+    if code == KILLED and memory:
+        reason += f", perhaps out of memory: its limit is {memory / 1048576:.0f} MiB"
     return Exit(exit_code=code, cause="failed", reason=f"{reason}: {error}" if error else reason)
 
 

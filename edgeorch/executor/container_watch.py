@@ -12,7 +12,7 @@ from edgeorch.errors import DriverError
 from edgeorch.executor import container_body as body
 from edgeorch.executor.container_link import EngineLink
 from edgeorch.executor.container_output import Source, copy
-from edgeorch.executor.container_state import NEVER_STARTED, REMOVED, Watched, exit_of
+from edgeorch.executor.container_state import KILLED, NEVER_STARTED, REMOVED, Watched, exit_of
 from edgeorch.model import Exit, Handle
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-KILLED = 137
-"""Exit code of a container that was ended by SIGKILL."""
 OOM_LATE_S = (0.2, 0.5, 1.0)
 """How much later than the end the word may come that memory was the reason."""
 
@@ -162,7 +160,8 @@ class Watch:
                 await self._copy_again(watched, running=running)
             if not running:
                 state = await self._with_oom(watched, found)
-                watched.finish(exit_of(state, outage=outage))
+                memory = int(found["HostConfig"].get("Memory") or 0)
+                watched.finish(exit_of(state, outage=outage, memory=memory))
 
     async def _with_oom(self, watched: Watched, found: dict[str, Any]) -> dict[str, Any]:
         """The final state: the Engine learns of the end and of the want of memory in any order."""

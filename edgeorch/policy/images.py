@@ -54,7 +54,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class ImageRule:
-    """What one entry allows."""
+    """What one pattern allows."""
 
     name: re.Pattern[str]
     tag: re.Pattern[str] | None = None
@@ -74,19 +74,19 @@ class ImageRule:
         return not self.digest and (self.tag is None or bool(self.tag.fullmatch(asked.tag or "latest")))
 
 
-def image_rule(entry: str) -> ImageRule:
-    """An entry of ``policy.images``.
+def read_entry(entry: str) -> str | ImageRule:
+    """An entry of ``policy.images``: a digest in its normal form, or a pattern.
 
     Raises:
         ValueError: what is wrong with it.
     """
     if not entry or any(char.isspace() or not char.isprintable() for char in entry):
         raise ValueError(f"{entry!r} is not a pattern for images")
-    if entry.startswith("sha256:") or _HEX.fullmatch(entry.lower()):
-        digits = entry.removeprefix("sha256:").lower()
-        if not _HEX.fullmatch(digits):
-            raise ValueError(f"{entry!r} is not a digest: sha256: and 64 hexadecimal digits")
-        return ImageRule(glob("**"), digest=glob(f"sha256:{digits}"))
+    digits = entry.removeprefix("sha256:").lower()
+    if _HEX.fullmatch(digits):
+        return f"sha256:{digits}"
+    if entry.startswith("sha256:"):
+        raise ValueError(f"{entry!r} is not a digest: sha256: and 64 hexadecimal digits")
     asked = Reference.of(entry)
     if asked.digest:
         return ImageRule(glob(asked.name), digest=glob(asked.digest))
@@ -101,8 +101,10 @@ class Images:
     """
 
     def __init__(self, entries: Sequence[str]) -> None:
+        read = [read_entry(entry) for entry in entries]
         self._everything = not EVERYTHING.isdisjoint(entries)
-        self._rules = [image_rule(entry) for entry in entries]
+        self._digests = {one for one in read if isinstance(one, str)}
+        self._rules = [one for one in read if isinstance(one, ImageRule)]
 
     def refusal(self, image: str) -> str:
         """Why the image may not run, as the end of a sentence; empty where it may."""
@@ -117,7 +119,9 @@ class Images:
             asked = Reference.of(image)
         if asked.digest and not _DIGEST.fullmatch(asked.digest):
             return f"does not list {image}, whose digest cannot be read"
-        return "" if any(rule.allows(asked) for rule in self._rules) else f"does not list {image}"
+        if asked.digest in self._digests or any(rule.allows(asked) for rule in self._rules):
+            return ""
+        return f"does not list {image}"
 
 
 def load_images(entries: Sequence[str]) -> tuple[Images, tuple[str, ...]]:
@@ -137,7 +141,7 @@ def load_images(entries: Sequence[str]) -> tuple[Images, tuple[str, ...]]:
     for entry in entries:
         if not entry.startswith("/"):
             try:
-                image_rule(entry)
+                read_entry(entry)
             except ValueError as error:
                 raise ConfigError(f"policy.images: {error}") from None
             found.append(entry)
@@ -152,7 +156,7 @@ def load_images(entries: Sequence[str]) -> tuple[Images, tuple[str, ...]]:
             text = line.partition("#")[0].strip()
             try:
                 if text:
-                    image_rule(text)
+                    read_entry(text)
                     found.append(text)
             except ValueError as error:
                 warnings.append(f"{entry}: line {number}: {error}")

@@ -38,6 +38,13 @@ problems:
   description: By name in the inventory the sentences, for hosts that are copies.
   returned: always
   type: dict
+emptied:
+  description: >-
+    The names in the inventory of hosts that are the machines they were, by machine id and SSH host key,
+    and have no node id any more, as after a purge.
+  returned: always
+  type: list
+  elements: str
 """
 
 import json
@@ -95,6 +102,18 @@ def compare(hosts, known):
     return problems, result
 
 
+def emptied(hosts, known):
+    """The hosts that are the machines they were, but for their node id: nobody else has it now."""
+    same = ("machine_id", "host_key", "name")
+    return [
+        name
+        for name, values in hosts.items()
+        if name in known
+        and not values.get("node_id")
+        and all(values.get(kind) and values[kind] == known[name].get(kind) for kind in same)
+    ]
+
+
 def sentence(kind, value, owner):
     """What is the same, and what to do."""
     what, remedy = REMEDIES[kind]
@@ -137,7 +156,7 @@ def main():
     except OSError as error:
         module.fail_json(msg=f"{path}: {error.strerror}: make it writable, or free some space")
     # A note of what was seen is no change of what the play is about.
-    module.exit_json(changed=False, problems=problems)
+    module.exit_json(changed=False, problems=problems, emptied=emptied(module.params["hosts"], known))
 
 
 if __name__ == "__main__":

@@ -130,6 +130,9 @@ class Machine:
                 await trio.sleep(0.01)
         inside = str(children[0])
         port = f"port{self.number}"
+        # The kernel takes its time to remove what a dead machine was plugged in with.
+        with contextlib.suppress(subprocess.CalledProcessError):
+            run("ip", "link", "delete", port)
         run("ip", "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", inside)
         run("ip", "link", "set", port, "master", "br0", "up")
         self.init = Init(process, children[0])

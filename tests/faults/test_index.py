@@ -167,6 +167,7 @@ PROMISES = {
         "node/test_cut_off.py::test_at_most_once_is_at_most_once",
     ],
     "a restored node runs nothing again": [
+        "node/test_restored.py::test_what_ended_after_the_backup_is_not_run_again",
         "unit/test_ended_runs.py::test_what_had_ended_is_not_run_again",
         "unit/test_ended_runs.py::test_an_attempt_that_the_backup_does_not_know_is_taken_up",
     ],

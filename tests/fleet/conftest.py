@@ -14,7 +14,7 @@ from controller import Controller
 from hosts import Hosts
 
 FLEET = 4
-NEEDS_HOSTS = {"fleet", "new_hosts", "playbook"}
+NEEDS_HOSTS = {"fleet", "new_hosts", "module_hosts"}
 TIMEOUT_S = 900
 """The first test also makes the image and the fleet."""
 
@@ -79,45 +79,68 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(scope="session")
 def fleet(figures):
-    """A ``Controller`` whose hosts n1 to n4 were deployed once. A test leaves it as it found it."""
+    """A ``Controller`` whose hosts n1 to n4 were deployed once. A test leaves it as it found it.
+
+    n1 and n2 have a Docker Engine that runs, which edgeorch does not use.
+    """
     with Hosts() as hosts:
-        hosts.add(FLEET)
+        hosts.add(2, docker=True)
+        hosts.add(FLEET - 2)
         controller = Controller(hosts)
         _LIVE.append(controller)
+        _DEPLOYED.append(controller)
         figures(f"deploy of {FLEET} hosts from nothing", controller.play("deploy").seconds, 120)
         second = controller.play("deploy")
         figures(f"second deploy, {second.tasks} tasks, {second.changed} changed", second.seconds, 40)
         yield controller
+        _DEPLOYED.remove(controller)
         _LIVE.remove(controller)
 
 
+@pytest.fixture(scope="session")
+def programs():
+    """A ``Controller`` that has installed edgeorch, for ``take_over``: the fleet's once there is one."""
+    if _DEPLOYED:
+        yield _DEPLOYED[0]
+        return
+    with Hosts() as hosts:
+        hosts.add(1)
+        controller = Controller(hosts)
+        controller.play("deploy", "--tags", "preflight,install")
+        yield controller
+
+
 @pytest.fixture
-def new_hosts():
-    """Call it with a number, and ``docker=True`` for an Engine on each: a ``Controller`` of bare hosts."""
+def new_hosts(request):
+    """Call it with a number: a ``Controller`` of bare hosts; see ``host_maker``."""
+    yield from host_maker(request)
+
+
+@pytest.fixture(scope="module")
+def module_hosts(request):
+    """The same, for hosts that the tests of a module share."""
+    yield from host_maker(request)
+
+
+def host_maker(request):
+    """Yield ``make(count)``; ``docker=True``: with an Engine each, ``installed=True``: with the programs."""
     with contextlib.ExitStack() as stack:
 
-        def make(count, *, docker=False):
+        def make(count, *, docker=False, installed=False):
             hosts = stack.enter_context(Hosts())
             hosts.add(count, docker=docker)
             controller = Controller(hosts)
             _LIVE.append(controller)
             stack.callback(_LIVE.remove, controller)
+            if installed:
+                controller.take_over(request.getfixturevalue("programs"))
             return controller
 
         yield make
 
 
-@pytest.fixture
-def playbook(request):
-    """Run a playbook: ``playbook("status", "--limit", "n1")``; on the fleet, or on ``hosts=CONTROLLER``."""
-
-    def run(name, *arguments, hosts=None, check=True, **how):
-        controller = hosts or request.getfixturevalue("fleet")
-        return controller.play(name, *arguments, check=check, **how)
-
-    return run
-
-
+_DEPLOYED = []
+"""The fleet of this session, once it is there."""
 _LIVE = []
 """Controllers whose hosts exist now."""
 

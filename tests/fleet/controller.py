@@ -128,6 +128,26 @@ class Controller:
             raise AssertionError(f"{shlex.join(argv)} ended with {done.returncode}:\n{output}")
         return play
 
+    def take_over(self, other):
+        """Have what a deployment by ``other`` has made: packed archives here, programs on the hosts.
+
+        Packing and installing is most of a deployment from nothing; tests of what follows need not repeat it.
+        """
+        archives, programs = other.state / "dist", other.hosts.folder / "programs.tar"
+        self.state.parent.mkdir(mode=0o700, exist_ok=True)
+        self.state.mkdir(mode=0o700, exist_ok=True)
+        for made, place in (
+            (archives, self.state),
+            (next(other.state.parent.glob("controller-*")), self.state.parent),
+        ):
+            if not (place / made.name).exists():
+                subprocess.run(["cp", "-a", "--link", made, place], check=True)
+        if not programs.exists():
+            other.hosts.fetch("n1", "/opt/edgeorch", programs)
+        for name in self.hosts.by_name:
+            if self.hosts.run(name, "test -d /opt/edgeorch", check=False).returncode:
+                self.hosts.unpack(name, programs, "/opt")
+
     def environment(self):
         """A user's, without what the test run has in its own."""
         own = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}

@@ -177,6 +177,19 @@ class Hosts:
         """Copy a file or folder of this machine to a host, owned by root (not below /run or /tmp)."""
         _run("docker", "cp", str(source), f"{self[name].container}:{target}")
 
+    def fetch(self, name, source, archive):
+        """Pack a folder of a host into a tar archive on this machine."""
+        with Path(archive).open("wb") as target:
+            folder, _, last = source.rpartition("/")
+            pack = ["docker", "exec", self[name].container, "tar", "-C", folder, "-c", last]
+            subprocess.run(pack, stdout=target, check=True, timeout=COMMAND_S)
+
+    def unpack(self, name, archive, folder):
+        """Unpack such an archive below a folder of a host, with owners and modes."""
+        with Path(archive).open("rb") as source:
+            unpack = ["docker", "exec", "--interactive", self[name].container, "tar", "-C", folder, "-xp"]
+            subprocess.run(unpack, stdin=source, check=True, timeout=COMMAND_S)
+
     def load_image(self, name, image):
         """Bring an image of this machine's Engine into the Engine of a host."""
         with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as saved:

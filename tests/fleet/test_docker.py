@@ -5,8 +5,6 @@ import json
 import pytest
 from docker_images import busybox_image
 
-pytestmark = pytest.mark.long
-
 CONF = "/etc/systemd/system/edgeorch.service.d/docker.conf"
 # The request of the original's README, field for field.
 README = {
@@ -22,10 +20,23 @@ README = {
 IMAGE = 'FROM busybox:local\nCMD ["/bin/echo", "Hello from Docker!"]\n'
 
 
-@pytest.fixture(scope="module")
-def mode():
-    """n1 is open to all, n2 guards."""
-    return "{{ 'open' if inventory_hostname == 'n1' else 'guarded' }}"
+@pytest.fixture
+def docker_mode(fleet):
+    """Set edgeorch_docker on n1 and n2: ``docker_mode("open", edgeorch_docker_binds=…)``; off at the end."""
+    modes = []
+
+    def run(mode, **variables):
+        modes.append(mode)
+        given = json.dumps({"edgeorch_docker": mode, **variables})
+        fleet.play("deploy", "--limit", "n1,n2", "--tags", "config,service,health", "-e", given)
+
+    yield run
+    if modes[-1:] != ["off"]:
+        run("off")
+    for node in map(fleet.node, ("n1", "n2")):
+        for task in node.get("/api/v1/tasks?local=true&limit=1000")["tasks"]:
+            if not task["ended_at"]:
+                node.request("DELETE", f"/api/v1/tasks/{task['id']}")
 
 
 def asked(node, on, body):
@@ -46,19 +57,22 @@ def refusal(node, *options, image="busybox:local"):
     return problem["detail"] if status == 403 else ""
 
 
-def test_open_runs_the_readme_and_guarded_names_what_it_refuses(new_hosts, mode):
-    controller = new_hosts(2, docker=True)
-    hosts = controller.hosts
+def test_open_runs_the_readme_and_guarded_names_what_it_refuses(fleet, docker_mode):
+    hosts, n1, n2 = fleet.hosts, fleet.node("n1"), fleet.node("n2")
     for name in ("n1", "n2"):
         hosts.load_image(name, busybox_image())
         hosts.run(name, "docker build -q -t hello-world -", stdin=IMAGE)
         hosts.run(name, "mkdir -p /srv/data")
-    made = {"edgeorch_docker": mode, "edgeorch_docker_binds": ["/srv/data"]}
-    made |= {"edgeorch_docker_images": ["busybox", "hello-world"], "edgeorch_docker_devices": ["/dev/zero"]}
-    made |= {"edgeorch_docker_capabilities": ["SYS_TIME"], "edgeorch_docker_namespaces": ["uts"]}
-    controller.inventory = hosts.write_inventory(hosts.folder / "modes.yml", **made)
-    controller.play("deploy")
-    n1, n2 = controller.node("n1"), controller.node("n2")
+    docker_mode(
+        # n1 is open to all, n2 guards.
+        "{{ 'open' if inventory_hostname == 'n1' else 'guarded' }}",
+        edgeorch_docker_binds=["/srv/data"],
+        edgeorch_docker_images=["busybox", "hello-world"],
+        edgeorch_docker_devices=["/dev/zero"],
+        edgeorch_docker_capabilities=["SYS_TIME"],
+        edgeorch_docker_namespaces=["uts"],
+    )
+    assert "docker" in groups(hosts, "n2")
 
     answer = asked(n1, "n2", README)
     assert answer["Message"] == "ERROR_NONE", answer
@@ -91,17 +105,12 @@ def test_open_runs_the_readme_and_guarded_names_what_it_refuses(new_hosts, mode)
     assert refusal(n2, image="alpine") == "policy.images does not list alpine"
     assert refusal(n1, image="alpine") == ""
 
-    # Off, and back: the drop-in and the driver go and come with it.
-    controller.inventory = hosts.write_inventory(hosts.folder / "off.yml")
-    controller.play("deploy")
+    # Off again: the drop-in and the driver go.
+    docker_mode("off")
     for name in ("n1", "n2"):
         assert hosts.run(name, f"test -e {CONF}", check=False).returncode == 1
-        assert list(controller.node(name).get("/api/v1/nodes/self")["drivers"]) == ["native"]
+        assert list(fleet.node(name).get("/api/v1/nodes/self")["drivers"]) == ["native"]
         assert "docker" not in groups(hosts, name)
-    controller.inventory = hosts.write_inventory(hosts.folder / "guarded.yml", edgeorch_docker="guarded")
-    controller.play("deploy", "--limit", "n1")
-    assert "docker" in groups(hosts, "n1")
-    assert "--privileged" in refusal(n1, "--privileged")
 
 
 def groups(hosts, name):

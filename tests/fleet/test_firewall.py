@@ -1,5 +1,7 @@
 """Only a firewall that is active is opened, for the fleet's networks, and closed again."""
 
+import socket
+
 import pytest
 from controller import PLAYBOOKS
 
@@ -15,6 +17,8 @@ table inet own {
 }
 """
 
+LISTEN = 'import socket, time; s = socket.socket(); s.bind(("", 56001)); s.listen(); time.sleep(900)'
+
 
 def rules(hosts, name):
     """Our rules, as ufw keeps them."""
@@ -22,11 +26,11 @@ def rules(hosts, name):
     return sorted(line for line in lines if line.endswith("comment 'edgeorch'"))
 
 
-@pytest.fixture
-def play(new_hosts, tmp_path):
-    """Run the role alone on one host: ``play("present", networks)``."""
-    controller = new_hosts(1)
-    book = tmp_path / "firewall.yml"
+@pytest.fixture(scope="module")
+def play(module_hosts, tmp_path_factory):
+    """Run the role alone on one host: ``play("present", networks)``; a test leaves its firewall inactive."""
+    controller = module_hosts(1)
+    book = tmp_path_factory.mktemp("firewall") / "firewall.yml"
     book.write_text(
         "- hosts: edgeorch\n  gather_facts: false\n  tasks:\n"
         "    - ansible.builtin.import_role: {name: firewall}\n"
@@ -71,6 +75,59 @@ def test_ufw(play):
     assert "edgeorch" not in left
     assert "ufw allow 8080/tcp comment 'mine'" in left
     assert run("absent").changed == 0
+    hosts.run("n1", "ufw --force disable")
+
+
+@pytest.fixture
+def firewalld(play):
+    """Runs on the host, and a program that listens on our first port."""
+    hosts, _ = play
+    if hosts.run("n1", "command -v firewall-cmd", check=False).returncode:
+        pytest.skip("the test hosts lack firewalld: debootstrap does not resolve what its polkit needs")
+    hosts.run("n1", "systemctl unmask firewalld && systemctl start firewalld")
+    hosts.run("n1", f"systemd-run --quiet --unit listener python3 -c '{LISTEN}'")
+    hosts.run("n1", "until ss -Hltn sport = :56001 | grep -q .; do :; done")
+    yield lambda *words: hosts.run("n1", "firewall-cmd", *words).stdout.split("\n")[:-1]
+    hosts.run("n1", "systemctl stop listener firewalld && systemctl mask firewalld")
+
+
+def test_firewalld(play, firewalld):
+    hosts, run = play
+
+    def reached():
+        try:
+            socket.create_connection((hosts["n1"].address, 56001), timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    assert not reached()
+    assert run("present", (), "--check").changed == 1
+    assert "edgeorch" not in firewalld("--get-services")[0].split()
+    assert run().changed == 1
+    assert "edgeorch" in firewalld("--list-services")[0].split()
+    assert sorted(firewalld("--permanent", "--service=edgeorch", "--get-ports")[0].split()) == sorted(PORTS)
+    assert reached()
+    assert run().changed == 0
+
+    networks = ("10.99.0.0/16", "fd00::/64")
+    assert run("present", networks).changed == 1
+    assert "edgeorch" not in firewalld("--list-services")[0].split()
+    assert sorted(firewalld("--list-rich-rules")) == [
+        'rule family="ipv4" source address="10.99.0.0/16" service name="edgeorch" accept',
+        'rule family="ipv6" source address="fd00::/64" service name="edgeorch" accept',
+    ]
+    assert not reached()
+    assert run("present", networks).changed == 0
+    assert run("present", ("10.98.0.0/16",)).changed == 1
+    assert reached()
+
+    assert run("absent", networks).changed == 1
+    assert not reached()
+    assert "edgeorch" not in firewalld("--get-services")[0].split()
+    assert firewalld("--list-rich-rules") in ([], [""])
+    assert hosts.run("n1", "find /etc/firewalld -name '*edgeorch*'").stdout == ""
+    assert run("absent").changed == 0
 
 
 def test_rules_written_by_hand_are_left_alone_and_the_missing_ones_told(play):
@@ -89,3 +146,4 @@ def test_rules_written_by_hand_are_left_alone_and_the_missing_ones_told(play):
     for line in told:
         hosts.run("n1", line.replace("{", "'{").replace("}", "}'"))
     assert "nft insert rule" not in run("present", ("10.98.0.0/16",)).output
+    hosts.run("n1", "nft delete table inet own")

@@ -85,7 +85,6 @@ def test_keys_and_ca_are_replaced_under_load(fleet, figures):
         assert "next.key" not in fleet.hosts.run(name, "ls", "/etc/edgeorch/pki").stdout
 
 
-@pytest.mark.long
 def test_the_old_ca_stays_until_a_host_that_is_off_has_its_certificate(fleet):
     old = bundle(fleet)
     fleet.hosts.stop("n4")
@@ -173,7 +172,7 @@ def test_the_passphrase_opens_the_ca_and_shows_nowhere(fleet, passphrase, tmp_pa
 
 
 def test_a_ca_that_has_expired_is_named_and_replaced(new_hosts):
-    small = new_hosts(1)
+    small = new_hosts(1, installed=True)
     Authority.create(small.state, "home", wall=lambda: time.time() - (issue.CA_DAYS + 1) * issue.DAY)
     refused = small.play("deploy", check=False)
     assert refused.returncode != 0
@@ -230,7 +229,6 @@ def test_a_token_is_good_on_every_node_until_it_is_revoked(fleet):
     eventually(lambda: accepted("n4", token) == 401, "n4 knows it", 10)
 
 
-@pytest.mark.long
 def test_the_user_gets_a_working_command_line(fleet):
     settings = fleet.home / ".config" / "edgeorch" / "config.toml"
     assert settings.stat().st_mode & 0o777 == 0o600

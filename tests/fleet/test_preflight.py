@@ -66,6 +66,12 @@ def test_who_is_asked_and_what_is_there(new_hosts):
     hosts.run("n1", "mkdir -p /etc/edgeorch/pki && cat >/etc/edgeorch/pki/ca.pem", stdin=OTHER_CA)
     hosts.run("n2", "hostname n1")
 
+    nowhere = ("-e", f"ansible_host={hosts.subnet[200]}")
+    play = controller.play("deploy", "--tags", "preflight", *nowhere, check=False)
+    for name in ("n1", "n2"):
+        assert play.failures[name].startswith(f"{name} cannot be reached: ")
+        assert str(hosts.subnet[200]) in play.failures[name]
+
     careful = ("-e", "ansible_user=pat", "-e", "ansible_become_password=wrong")
     play = controller.play("deploy", "--tags", "preflight,keys", *careful, check=False)
     for name in ("n1", "n2"):

@@ -41,22 +41,22 @@ def ours(hosts, name):
     return [line for command in asked for line in hosts.run(name, command, check=False).stdout.splitlines()]
 
 
-@pytest.fixture
-def deployed(new_hosts):
-    """Two hosts with the files that they had before they were deployed."""
-    controller = new_hosts(2, docker=True)
+@pytest.fixture(scope="module")
+def bare(module_hosts):
+    """Two hosts with a Docker Engine and the files that they have."""
+    controller = module_hosts(2, docker=True)
     hosts = controller.hosts
     hosts.run("n1", "ufw allow 22/tcp && ufw --force enable")
     hosts.load_image("n1", busybox_image())
-    before = {name: files(hosts, name) for name in ("n1", "n2")}
     controller.inventory = hosts.write_inventory(hosts.folder / "open.yml", edgeorch_docker="open")
-    controller.play("deploy")
-    return controller, before
+    return controller, {name: files(hosts, name) for name in ("n1", "n2")}
 
 
-def test_remove_keeps_users_and_data_and_purge_leaves_nothing(deployed):
-    controller, before = deployed
+def test_remove_keeps_users_and_data_and_purge_leaves_nothing(bare, programs):
+    controller, before = bare
     hosts, node = controller.hosts, controller.node("n1")
+    controller.take_over(programs)
+    controller.play("deploy")
     node_id = node.get("/api/v1/nodes/self")["id"]
     done = node.ended(node.submit("true", placement={"node": "n1"}))
     assert done["state"] == "succeeded"
@@ -74,6 +74,7 @@ def test_remove_keeps_users_and_data_and_purge_leaves_nothing(deployed):
     assert files(hosts, "n1") - before["n1"] == below(hosts, "n1", "/etc/edgeorch", "/var/lib/edgeorch")
     assert controller.play("remove").changed == 0
 
+    controller.take_over(programs)
     controller.play("deploy")
     assert node.get("/api/v1/nodes/self")["id"] == node_id
     assert node.get(f"/api/v1/tasks/{done['id']}") == done
@@ -86,6 +87,11 @@ def test_remove_keeps_users_and_data_and_purge_leaves_nothing(deployed):
     assert hosts.run("n1", "docker ps --quiet --no-trunc").stdout.split() == [others]
     assert "22/tcp" in hosts.run("n1", "ufw status").stdout
     assert controller.play("remove", "-e", "edgeorch_purge=true").changed == 0
+
+    # The same machine comes back as a new node, and nobody has to say so.
+    controller.take_over(programs)
+    controller.play("deploy", "--limit", "n1")
+    assert node.get("/api/v1/nodes/self")["id"] != node_id
 
 
 USERS = ["edgeorch", "edgeorch-task"] * 2
@@ -109,12 +115,11 @@ def below(hosts, name, *folders):
     return set(hosts.run(name, "find", *folders).stdout.splitlines())
 
 
-def test_a_host_that_was_deployed_half_is_cleaned_too(new_hosts):
-    controller = new_hosts(1)
+def test_a_host_that_was_deployed_half_is_cleaned_too(bare):
+    controller, before = bare
     hosts = controller.hosts
-    before = files(hosts, "n1")
     hosts.run(
-        "n1",
+        "n2",
         "mkdir -p /opt/edgeorch/staged /opt/edgeorch/0.0.1-py311 /etc/edgeorch/pki "
         "/etc/systemd/system/edgeorch.service.d /etc/sysusers.d /var/lib/edgeorch && "
         "ln -s nowhere /opt/edgeorch/current && "
@@ -124,12 +129,12 @@ def test_a_host_that_was_deployed_half_is_cleaned_too(new_hosts):
         "systemctl daemon-reload && systemctl start edgeorch",
     )
     hosts.run(
-        "n1", "setsid setpriv --reuid edgeorch-task --clear-groups sleep 1000 </dev/null >/dev/null 2>&1 &"
+        "n2", "setsid setpriv --reuid edgeorch-task --clear-groups sleep 1000 </dev/null >/dev/null 2>&1 &"
     )
     eventually(
-        lambda: "sleep" in hosts.run("n1", "ps -u edgeorch-task -o comm=", check=False).stdout, "a leftover"
+        lambda: "sleep" in hosts.run("n2", "ps -u edgeorch-task -o comm=", check=False).stdout, "a leftover"
     )
-    controller.play("remove", "-e", "edgeorch_purge=true")
-    assert files(hosts, "n1") == before
-    assert ours(hosts, "n1") == []
-    assert controller.play("remove", "-e", "edgeorch_purge=true").changed == 0
+    controller.play("remove", "--limit", "n2", "-e", "edgeorch_purge=true")
+    assert files(hosts, "n2") == before["n2"]
+    assert ours(hosts, "n2") == []
+    assert controller.play("remove", "--limit", "n2", "-e", "edgeorch_purge=true").changed == 0

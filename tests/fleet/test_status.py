@@ -1,9 +1,8 @@
 """``status.yml`` and ``drain.yml``: one table of the fleet, and nodes that take nothing new."""
 
-import pytest
 from controller import eventually
 
-pytestmark = pytest.mark.long
+TOML = "/etc/edgeorch/edgeorch.toml"
 
 
 def rows(play):
@@ -19,48 +18,56 @@ def rows(play):
     return shown
 
 
-def test_the_table_shows_every_node_and_the_bad_ones_first(new_hosts):
-    controller = new_hosts(3)
-    hosts = controller.hosts
-    controller.play("deploy")
-    node = controller.node("n1")
-    node.submit("sleep", "1000", placement={"node": "n2"})
-    node.submit("true", placement={"constraints": ["labels.gpu == yes"]})
+def test_the_table_shows_every_node_and_the_bad_ones_first(fleet):
+    hosts, node = fleet.hosts, fleet.node("n1")
+    tasks = [
+        node.submit("sleep", "1000", placement={"node": "n2"}),
+        node.submit("true", placement={"constraints": ["labels.gpu == yes"]}),
+    ]
     eventually(lambda: node.get("/api/v1/nodes/n2")["slots_used"] == 1, "it runs on n2")
+    try:
+        good = fleet.play("status")
+        assert good.changed == 0
+        table = rows(good)
+        assert list(table) == ["n1", "n2", "n3", "n4"]
+        for name, cells in table.items():
+            assert (cells["STATE"], cells["PEERS"], cells["PROBLEM"]) == ("ready", "3/3", "-"), name
+            assert float(cells["SCORE"]) > 0
+            assert float(cells["DAYS"]) > 390
+            assert cells["VERSION"] == node.get("/api/v1/nodes/self")["version"]
+        assert [table[name]["RUNNING"] for name in table] == ["0", "1", "0", "0"]
+        assert [table[name]["WAITING"] for name in table] == ["1", "0", "0", "0"]
+    finally:
+        for task in tasks:
+            node.request("DELETE", f"/api/v1/tasks/{task['id']}")
 
-    good = controller.play("status")
-    assert good.changed == 0
-    table = rows(good)
-    assert list(table) == ["n1", "n2", "n3"]
-    for name, cells in table.items():
-        assert (cells["STATE"], cells["PEERS"], cells["PROBLEM"]) == ("ready", "2/2", "-"), name
-        assert float(cells["SCORE"]) > 0
-        assert float(cells["DAYS"]) > 390
-        assert cells["VERSION"] == node.get("/api/v1/nodes/self")["version"]
-    assert [table[name]["RUNNING"] for name in table] == ["0", "1", "0"]
-    assert [table[name]["WAITING"] for name in table] == ["1", "0", "0"]
-
-    hosts.kill("n3")
-    eventually(lambda: node.sees()["n3"] == "dead", "n1 misses n3")
-    table = rows(controller.play("status"))
-    assert list(table) == ["n3", "n1", "n2"]
-    assert (table["n3"]["STATE"], table["n1"]["STATE"]) == ("unreachable", "ready")
-    assert "10.98." in table["n3"]["PROBLEM"]
-    assert "n3 is dead" in table["n1"]["PROBLEM"]
-
-    hosts.run("n2", "systemctl stop edgeorch")
-    hosts.run("n1", "echo 'typo = 1' >/etc/edgeorch/edgeorch.toml; systemctl restart edgeorch", check=False)
-    table = rows(controller.play("status"))
+    hosts.kill("n4")
+    try:
+        eventually(lambda: node.sees()["n4"] == "dead", "n1 misses n4")
+        hosts.run("n2", "systemctl stop edgeorch")
+        hosts.run(
+            "n1", f"cp -p {TOML} /root; echo 'typo = 1' >{TOML}; systemctl restart edgeorch", check=False
+        )
+        strict = fleet.play("status", "-e", "edgeorch_strict=true", check=False)
+    finally:
+        hosts.start("n4")
+        hosts.run("n1", f"cp -p /root/edgeorch.toml {TOML}; systemctl start edgeorch")
+        hosts.run("n2", "systemctl start edgeorch")
+    table = rows(strict)
     states = {name: cells["STATE"] for name, cells in table.items()}
-    assert states == {"n1": "failed", "n2": "inactive", "n3": "unreachable"}
+    assert states == {"n1": "failed", "n2": "inactive", "n3": "ready", "n4": "unreachable"}
+    assert list(table)[-1] == "n3"
+    assert "10.98." in table["n4"]["PROBLEM"]
+    assert "n4 is dead" in table["n3"]["PROBLEM"]
     assert "typo" in table["n1"]["PROBLEM"]
-    strict = controller.play("status", "-e", "edgeorch_strict=true", check=False)
     assert strict.returncode == 2
-    assert "n1, n2, n3" in strict.output
+    assert "n1, n2, n4" in strict.output
+    well = dict.fromkeys(["n1", "n2", "n3", "n4"], "alive")
+    eventually(lambda: all(fleet.node(name).sees() == well for name in well), "all is well again", 60)
 
 
-def test_drain_waits_for_what_runs_and_resume_takes_it_back(fleet, playbook):
-    node = fleet.node("n1")
+def test_drain_waits_for_what_runs_and_resume_takes_it_back(fleet):
+    node, playbook = fleet.node("n1"), fleet.play
     task = node.submit("sleep", "1000", placement={"node": "n2"})
     eventually(lambda: node.get("/api/v1/nodes/n2")["slots_used"] == 1, "it runs on n2")
     try:
@@ -81,9 +88,8 @@ def test_drain_waits_for_what_runs_and_resume_takes_it_back(fleet, playbook):
     assert playbook("drain", "--limit", "n2", "-e", "edgeorch_state=resume").changed == 0
 
 
-def test_without_the_token_each_says_where_it_would_be(new_hosts, tmp_path):
-    controller = new_hosts(1)
+def test_without_the_token_each_says_where_it_would_be(fleet, tmp_path):
     for name in ("status", "drain", "rollback"):
-        play = controller.play(name, check=False)
+        play = fleet.play(name, "--limit", "n1", "-e", f"edgeorch_home={tmp_path}", check=False)
         (said,) = play.failures.values()
-        assert said.startswith(f"this controller has no {controller.state}/admin.token: run deploy.yml first")
+        assert said.startswith(f"this controller has no {tmp_path}/home/admin.token: run deploy.yml first")

@@ -11,17 +11,17 @@ from controller import Controller, eventually
 MENTION = "a node of another fleet is on this network"
 
 
-def test_two_fleets_on_one_lan_ignore_each_other(new_hosts):
-    home = new_hosts(3)
-    hosts = home.hosts
+def test_two_fleets_on_one_lan_ignore_each_other(new_hosts, programs):
+    hosts = new_hosts(3).hosts
     inventory = hosts.write_inventory(hosts.folder / "home.yml", ["n1", "n2"], edgeorch_seeds=[])
     home = Controller(hosts, "home", inventory)
     inventory = hosts.write_inventory(
         hosts.folder / "shop.yml", ["n3"], edgeorch_seeds=[], edgeorch_fleet="shop"
     )
     shop = Controller(hosts, "shop", inventory)
-    home.play("deploy")
-    shop.play("deploy")
+    for controller in (home, shop):
+        controller.take_over(programs)
+        controller.play("deploy")
     n1, n2, n3 = home.node("n1"), home.node("n2"), shop.node("n3")
 
     eventually(lambda: n1.sees() == n2.sees() == {"n1": "alive", "n2": "alive"}, "home is complete")

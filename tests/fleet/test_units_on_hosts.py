@@ -8,6 +8,7 @@ import pytest
 from controller import eventually
 
 DROP_IN = "/etc/systemd/system/edgeorch.service.d/test.conf"
+FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 CONFIG = "/etc/edgeorch/edgeorch.toml"
 ROOTS_FILES = """\
 cd /var/lib/edgeorch/tasks/{task}.1/work
@@ -20,8 +21,6 @@ from pathlib import Path
 from edgeorch.output import sweep
 trio.run(lambda: sweep(Path("/var/lib/edgeorch/tasks"), keep=(), max_bytes=1 << 40))'
 """
-
-pytestmark = pytest.mark.long
 
 
 class Unit:
@@ -132,6 +131,26 @@ def test_only_a_bad_configuration_stays_down_and_says_why(n1):
         assert (n1.show("ExecMainStatus"), n1.show("ActiveState")) == ("78", "failed")
         assert "unknown section: 'exekutor'" in n1.status()
         assert "did you mean 'executor'?" in n1.status()
+
+
+def test_a_wrong_clock_is_told_by_both_sides_and_heals_by_itself(n1, n2):
+    clock = "/run/edgeorch-clock"
+    environment = f"LD_PRELOAD={FAKETIME} FAKETIME_TIMESTAMP_FILE={clock} FAKETIME_NO_CACHE=1 "
+    environment += "FAKETIME_DONT_FAKE_MONOTONIC=1"
+    drop_in = f"printf '[Service]\\nEnvironment={environment}\\n' >{DROP_IN}; systemctl daemon-reload"
+    with changed(n1, DROP_IN, f"echo -30d >{clock}; chmod 644 {clock}; {drop_in}"):
+        n1.run("systemctl restart edgeorch")
+        n1.until_status("clock")
+        assert n1.node.request("GET", "/readyz")[0] == 503
+        recent = "journalctl -u edgeorch -n 20 -o cat --no-pager"
+        eventually(lambda: "reason=clock" in n2.run(recent).stdout, "n2 is told that it is the clock")
+        assert "reason=expired" not in n2.run(recent).stdout
+        assert n2.node.sees()["n1"] != "alive"
+        pid = n1.show("MainPID")
+        n1.run(f"echo +0 >{clock}")
+        n1.serves()
+        eventually(lambda: n2.node.sees()["n1"] == "alive", "n1 is back")
+        assert n1.show("MainPID") == pid
 
 
 def test_while_draining_the_line_says_what_is_waited_for(n1):

@@ -21,6 +21,7 @@ from edgeorch.runner.capped import read_tail
 pytestmark = pytest.mark.docker
 
 NODE = "testnode00"
+CGROUP_V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -190,17 +191,10 @@ async def test_any_log_driver(driver, launch):
 
 async def test_out_of_memory(driver, launch):
     eat = "a=x; while true; do a=$a$a; done"
-    limits = ("-m", "8m", "--memory-swap", "8m")
-    plain = docker("create", *limits, "--network", "none", BUSYBOX, "sh", "-c", eat).stdout.strip()
-    try:
-        docker("start", "--attach", plain, check=False)
-        if docker("inspect", "--format", "{{.State.OOMKilled}}", plain).stdout.strip() != "true":
-            pytest.skip("this Engine does not tell that memory ran out (seen with cgroup v1)")
-    finally:
-        docker("rm", plain)
     _, end = await run_to_end(driver, launch("sh", "-c", eat, options=("-m", "8m", "--memory-swap", "8m")))
-    assert end.cause == "oom"
-    assert "memory" in end.reason
+    # An Engine on cgroup v1 may lose a race with the end of the container, and does not tell then.
+    assert end.cause == "oom" or (end.cause == "failed" and not CGROUP_V2)
+    assert "out of memory" in end.reason
 
 
 async def test_restart_policy_ends_with_the_last_exit(driver, launch):

@@ -237,3 +237,15 @@ async def test_a_socket_that_answers_nonsense(tmp_path):
 
 def test_signal_numbers_are_those_of_this_machine():
     assert exit_of({"ExitCode": 128 + signal.SIGSEGV}, outage=False).reason == "exit code 139 (SIGSEGV)"
+
+
+@pytest.mark.parametrize(
+    ("code", "memory", "reason"),
+    [
+        (137, 8 << 20, "exit code 137 (SIGKILL), perhaps out of memory: its limit is 8 MiB"),
+        (137, 0, "exit code 137 (SIGKILL)"),
+        (1, 8 << 20, "exit code 1"),
+    ],
+)
+def test_a_kill_below_a_memory_limit_says_what_it_may_have_been(code, memory, reason):
+    assert exit_of({"ExitCode": code}, outage=False, memory=memory).reason == reason

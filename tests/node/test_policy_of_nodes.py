@@ -30,10 +30,11 @@ def output(node, task):
     return node.request("GET", f"/api/v1/tasks/{task['id']}/output?stream=stdout")[1].decode().strip()
 
 
-def original(node, command, requester="", token="", name="clock"):
+def original(node, command, requester="", token="", name="clock", selection="true"):
     """Ask by the original API."""
     body = {"ServiceName": name, "ServiceInfo": [{"ExecutionType": "native", "ExecCmd": command}]}
     body |= {"ServiceRequester": requester} if requester else {}
+    body["SelfSelection"] = selection
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     status, data = node.request("POST", "/api/v1/orchestration/services", body, **headers)
     assert status == 200
@@ -159,3 +160,14 @@ def test_a_reload_that_cannot_be_used_leaves_the_policy_in_force(fleet):
     assert (status, json.loads(body)["key"]) == (403, "policy.images")
     reload(kitchen, 'images=["alpine"]\n')
     assert kitchen.request("POST", "/api/v1/tasks?dry_run=true", spec)[0] == 200
+
+
+def test_the_original_api_tells_what_another_nodes_policy_says(fleet):
+    kitchen, cellar = fleet.nodes["kitchen"], fleet.nodes["cellar"]
+    kitchen.start()
+    cellar.start(env={"EDGEORCH_POLICY_NATIVE": "off"})
+    fleet.wait_seen(kitchen, "cellar")
+    answer = original(kitchen, ["date"], selection="false")
+    assert answer["Message"] == "SERVICE_NOT_FOUND", answer
+    assert "policy.native is off for the role 'admin'" in answer["Detail"]
+    assert kitchen.ended({"id": answer["TaskId"]})["state"] == "cancelled"

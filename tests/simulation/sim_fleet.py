@@ -315,6 +315,8 @@ def _left(node):
         return
     if node.executor.slots.used:
         yield f"holds {node.executor.slots.used} slots"
+    if node.dispatch.ledger.held:
+        yield f"counts open tasks: {dict(node.dispatch.ledger.held)}"
     if unfinished := [task.id for task in node.store._tasks.values() if not task.state.terminal]:
         yield f"has not ended {unfinished}"
     if node.store._runs:

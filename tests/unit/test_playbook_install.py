@@ -251,6 +251,23 @@ def test_a_host_that_was_installed_anew():
     assert after["n1"]["machine_id"] == "another"
 
 
+@pytest.mark.parametrize(
+    ("there", "is_it"),
+    [
+        ({}, True),
+        ({"node_id": "abc"}, False),
+        ({"machine_id": "another"}, False),
+        ({"host_key": "another"}, False),
+        ({"host_key": ""}, False),
+        ({"name": "n2"}, False),
+    ],
+)
+def test_a_machine_that_lost_its_node_id_is_known_again(there, is_it):
+    known = {"n1": host("n1", node_id="abc")}
+    assert clones.emptied({"n1": host("n1") | there, "n3": host("n3")}, known) == (["n1"] if is_it else [])
+    assert clones.emptied({"n1": host("n1", host_key="")}, {"n1": host("n1", host_key="")}) == []
+
+
 class Place:
     """A folder of environments, and archives without any wheel but a pip that fills them."""
 

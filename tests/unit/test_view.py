@@ -95,4 +95,4 @@ async def test_nothing_is_ranked_twice_in_a_small_fleet(view, autojump_clock, mo
     ranked = here.rank
     monkeypatch.setattr(here, "rank", lambda *a, **k: asked.append(k) or ranked(*a, **k))
     assert here.best(entry(node="nobody"))[0] is None
-    assert asked == [{"few": True}]
+    assert asked == [{"few": True, "explain": False}]
