@@ -42,6 +42,20 @@ def read_optional(path: Path, what: str) -> bytes | None:
         return read(path, what)
 
 
+def small_text(path: Path, most: int) -> str:
+    """A text file of at most so many bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, or not UTF-8.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"larger than {most} bytes")
+    return data.decode()
+
+
 def write(path: Path, data: bytes, mode: int) -> None:
     """Replace a file in one step: a reader sees the old or the new content, also after power loss.
 

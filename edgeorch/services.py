@@ -24,6 +24,7 @@ from typing import Annotated
 
 import msgspec
 
+from edgeorch.files import small_text
 from edgeorch.model import Kept, Written
 
 SYSTEM_FOLDERS = frozenset(
@@ -116,7 +117,7 @@ def load_services(folder: Path, apps: Path) -> tuple[tuple[ListedService, ...], 
     files += [(path, _from_conf) for path in _matching(apps, "*/*.conf", warnings)]
     for path, read in files:
         try:
-            found += read(path, _text(path))
+            found += read(path, small_text(path, _LARGEST))
         except OSError as error:
             warnings.append(f"{path}: {error.strerror}; the service is not listed")
         except (ValueError, configparser.Error, RecursionError) as error:
@@ -133,14 +134,6 @@ def _matching(folder: Path, pattern: str, warnings: list[str]) -> list[Path]:
     except OSError as error:
         warnings.append(f"{folder}: {error.strerror}; no service of it is listed")
         return []
-
-
-def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise ValueError(f"larger than {_LARGEST} bytes")
-    return data.decode("utf-8")
 
 
 def _from_toml(path: Path, text: str) -> Iterator[ListedService]:

@@ -6,12 +6,13 @@ alone everything. ``*`` stands for any characters within one part of a path, ``*
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from edgeorch.errors import ConfigError
+from edgeorch.files import small_text
 from edgeorch.policy.patterns import glob
 
 EVERYTHING = frozenset({"*", "**"})
@@ -139,33 +140,29 @@ def load_images(entries: Sequence[str]) -> tuple[Images, tuple[str, ...]]:
     found: list[str] = []
     warnings: list[str] = []
     for entry in entries:
-        if not entry.startswith("/"):
-            try:
-                read_entry(entry)
-            except ValueError as error:
-                raise ConfigError(f"policy.images: {error}") from None
-            found.append(entry)
+        if entry.startswith("/"):
+            found += _from_file(Path(entry), warnings)
             continue
         try:
-            lines = _lines(Path(entry))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            warnings.append(f"{entry}: {reason}; no image of it is listed")
-            continue
-        for number, line in enumerate(lines, 1):
-            text = line.partition("#")[0].strip()
-            try:
-                if text:
-                    read_entry(text)
-                    found.append(text)
-            except ValueError as error:
-                warnings.append(f"{entry}: line {number}: {error}")
+            read_entry(entry)
+        except ValueError as error:
+            raise ConfigError(f"policy.images: {error}") from None
+        found.append(entry)
     return Images(found), tuple(warnings)
 
 
-def _lines(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        data = file.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise ValueError(f"larger than {_LARGEST} bytes")
-    return data.decode().splitlines()
+def _from_file(path: Path, warnings: list[str]) -> Iterator[str]:
+    try:
+        lines = small_text(path, _LARGEST).splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        warnings.append(f"{path}: {reason}; no image of it is listed")
+        return
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        try:
+            if text:
+                read_entry(text)
+                yield text
+        except ValueError as error:
+            warnings.append(f"{path}: line {number}: {error}")
