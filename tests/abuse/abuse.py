@@ -2,7 +2,7 @@
 
 Held means: every healthy request was answered well, the node kept to its memory, gave its file descriptors
 back, logged no traceback, and lost no task that it had accepted. Latency depends on the machine; it is
-printed with its goal and decides nothing.
+printed with its goal, and with how long the node waited for a CPU that others had, and decides nothing.
 """
 
 import argparse
@@ -117,6 +117,11 @@ def resident_mb(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 
+def scheduled_s(pid):
+    """Seconds that a process's main thread ran, and was ready to run but had no CPU."""
+    return [int(word) / 1e9 for word in Path(f"/proc/{pid}/schedstat").read_text().split()[:2]]
+
+
 def descriptors(pid):
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
@@ -131,13 +136,16 @@ def run_case(case, folder, seconds, count=None, env=None):
         if case.kind == "deaf_followers":
             task = node.submit("sh", "-c", "yes 0123456789 & sleep 600", timeout_s=seconds + 60)["id"]
             eventually(lambda: node.get(f"/api/v1/tasks/{task}")["state"] == "running", "it prints")
-        before = descriptors(pid)
+        before, begun, cpu = descriptors(pid), time.monotonic(), scheduled_s(pid)
         command = [sys.executable, CROWDS, case.kind, node.host, str(fleet.api)]
         command += ["--count", str(count or case.count), "--seconds", str(seconds)]
         command += ["--addresses", str(case.addresses), "--task", task]
         with Healthy(node) as healthy:
             said = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=seconds + 120)
         crowd = json.loads(said.stdout)
+        ran, waited = (
+            (now - then) / (time.monotonic() - begun) for now, then in zip(scheduled_s(pid), cpu, strict=True)
+        )
         begun = time.monotonic()
         eventually(lambda: descriptors(pid) <= before + 20, "the node gives its descriptors back")
         accepted = [*healthy.accepted, *crowd["accepted"]]
@@ -153,6 +161,8 @@ def run_case(case, folder, seconds, count=None, env=None):
             "healthy_p50_ms": round(statistics.median(times), 1),
             "healthy_p99_ms": round(sorted(times)[int(len(times) * 0.99) - 1], 1),
             "max_rss_mb": round(healthy.rss_mb, 1),
+            "node_ran": round(ran, 2),
+            "node_waited_for_cpu": round(waited, 2),
             "descriptors_back_s": round(time.monotonic() - begun, 1),
             "accepted": len(accepted),
             "lost": len(lost),
@@ -190,7 +200,9 @@ def show(found):
     print(
         f"    healthy client: {found['healthy_answered']} answered, {len(found['healthy_failed'])} not, "
         f"p50 {found['healthy_p50_ms']:g} ms, p99 {found['healthy_p99_ms']:g} ms{slow}; "
-        f"node: at most {found['max_rss_mb']:g} MB; tasks accepted {found['accepted']}, lost {found['lost']}",
+        f"node: at most {found['max_rss_mb']:g} MB, ran {found['node_ran']:.0%} of the time and waited "
+        f"{found['node_waited_for_cpu']:.0%} of it for a CPU; "
+        f"tasks accepted {found['accepted']}, lost {found['lost']}",
         flush=True,
     )
     if found["healthy_failed"]:
