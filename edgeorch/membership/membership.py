@@ -239,6 +239,7 @@ class Membership:
     def on_barred(self, node_id: str, why: str) -> None:
         """A node's certificate was revoked; its links are cut by now."""
         self.table.bar(node_id, why, trio.current_time())
+        self._forget_replaced()
 
     async def handle_ping(self, sender: From, ping: Ping) -> Pong:
         """Answer a probe; ``WireError`` when it claims another node."""
@@ -266,7 +267,14 @@ class Membership:
             return
         self._wanted[info.id] = info
         self.table.clones.check_name(info, (self.own(),))
+        self._forget_replaced()
         self._want(info)
+
+    def _forget_replaced(self) -> None:
+        """Nobody is missed where a revoked node has a successor: it would be told as dead for a day."""
+        for node_id in self.table.replaced():
+            log.info("a revoked node is forgotten, another one has its name", node=node_id)
+            self.forget(node_id)
 
     def _want(self, info: NodeInfo) -> None:
         """What the node itself says comes first; what others say may only add to it."""

@@ -204,6 +204,15 @@ class Table:
             entry.barred = why
             self._judge(entry, now)
 
+    def replaced(self) -> tuple[str, ...]:
+        """Ids of barred nodes whose names other nodes have that are here: the host got new keys."""
+        taken = {entry.peer.info.name for entry in self._entries.values() if entry.peer.state not in GONE}
+        return tuple(
+            node_id
+            for node_id, entry in self._entries.items()
+            if entry.barred and entry.peer.info.name in taken
+        )
+
     def left(self, node_id: str, now: float) -> None:
         """The node stops on purpose."""
         entry = self._entries.get(node_id)

@@ -305,6 +305,28 @@ async def test_forget(scene, autojump_clock):
     assert one.table.get(two.id) is None
 
 
+@pytest.mark.parametrize("revoked_first", [True, False])
+async def test_a_revoked_node_is_forgotten_once_another_has_its_name(scene, autojump_clock, revoked_first):
+    world, nursery = scene
+    one, two, other = await fleet(nursery, world, 3)
+    two.kill()
+    await one.until(two.id, DEAD)
+    one.membership.on_barred(other.id, "revoked")
+    successor = VirtualNode(world, "9" * 10, "10.0.0.9", seeds=["10.0.0.1"], name=two.self_info.info.name)
+    if revoked_first:
+        one.membership.on_barred(two.id, "revoked")
+        assert one.table.get(two.id).state is DEAD
+    await successor.start(nursery)
+    await one.until(successor.id, ALIVE)
+    if not revoked_first:
+        assert one.table.get(two.id).state is DEAD
+        one.membership.on_barred(two.id, "revoked")
+    assert one.table.get(two.id) is None
+    await trio.sleep(30)
+    assert one.table.get(two.id) is None
+    assert not one.table.clones.found
+
+
 async def test_dead_nodes_are_forgotten(scene, autojump_clock):
     world, nursery = scene
     one = await VirtualNode(world, "1" * 10, "10.0.0.1", times=Membership(forget_s=600)).start(nursery)
