@@ -15,7 +15,7 @@ MEANT = {
 """What must have become of some of each crowd, so that a crowd that did nothing is no success."""
 
 
-@pytest.mark.parametrize("case", CASES, ids=[f"{case.kind}-{case.addresses}" for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=[case.says for case in CASES])
 def test_a_crowd(case, tmp_path):
     found = run_case(case, tmp_path, seconds=3, count=SMALL[case.kind], env=SOON)
     assert found["held"], found
