@@ -192,6 +192,9 @@ class Ledger:
     ) -> None:
         """Make changes of one task durable and carry out their effects.
 
+        Whoever is cancelled here (a peer's question that ran out of time) does not know what is on disk: the
+        changes wait for the next commit then, as after a failure, so that nothing is acknowledged without it.
+
         Raises:
             StorageError: the changes wait with the entry for the next commit; effects are carried out all
                 the same, because memory has already moved on.
@@ -205,7 +208,7 @@ class Ledger:
         record, revision = entry.task, entry.revision
         try:
             await self.store.commit_both(todo, runs)
-        except StorageError:
+        except (StorageError, trio.Cancelled):
             refused: list[TaskChange] = [one for one in todo if not isinstance(one, PutTask)]
             entry.unsaved = [*refused, *entry.unsaved]
             self._carry_out(entry, effects)
@@ -215,7 +218,7 @@ class Ledger:
         if late:
             # A callback among them was looked for in the outbox before it was there.
             self.notifier.wake()
-        if entry.task.state.terminal and not entry.unsaved and self._settled(entry):
+        if record.state.terminal and record is entry.task and not entry.unsaved and self._settled(entry):
             self.open.pop(entry.task.id, None)
 
     def saved(self, entry: Entry, record: Task, revision: int) -> None:
@@ -255,6 +258,9 @@ class Ledger:
             if run.stdout_tail or run.stderr_tail:
                 entry.update(stdout_tail=run.stdout_tail, stderr_tail=run.stderr_tail)
             changes, effects = self.move_attempt(entry, number, run.state, **self._facts(attempt, run))
+        if not changes and entry.saved_revision < entry.revision:
+            # Told before, and perhaps still on its way: acknowledged is only what has arrived on the disk.
+            changes = [PutTask(task=entry.task)]
         if changes or entry.unsaved or runs:
             await self.commit(entry, changes, effects, runs)
         return True

@@ -19,11 +19,12 @@ from edgeorch.errors import (
     StorageError,
 )
 from edgeorch.model import AttemptState as A
-from edgeorch.model import Caller, NativeService, Offer, PeerState, TaskSpec
+from edgeorch.model import Caller, Exit, NativeService, Offer, PeerState, TaskSpec
 from edgeorch.model import TaskState as T
 from edgeorch.store import TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
+from edgeorch.wire.messages import RunState
 
 LONG = 5_000
 
@@ -91,6 +92,63 @@ async def test_of_two_records_that_reach_the_disk_together_callers_see_the_newer
     await trio.testing.wait_all_tasks_blocked()
     assert entry.saved.reason == "newer"
     monkeypatch.undo()
+
+
+async def test_a_task_stays_in_memory_until_its_end_is_on_disk(autojump_clock, fleet, nursery, monkeypatch):
+    """Else a report that comes meanwhile builds on the record from before the end."""
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("sleep", "100")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    ledger = a.dispatch.ledger
+    entry, commit = ledger.open[task.id], a.store.commit_both
+    first, second = waiting = trio.Event(), trio.Event()
+    order = iter(waiting)
+
+    async def slowly(changes, runs=()):
+        await next(order).wait()
+        await commit(changes, runs)
+
+    monkeypatch.setattr(a.store, "commit_both", slowly)
+    entry.update(reason="on its way")
+    nursery.start_soon(ledger.commit, entry, ledger.state_changes(entry))
+    await trio.testing.wait_all_tasks_blocked()
+    run = RunState(
+        key=f"{task.id}.1", state=A.SUCCEEDED, driver="native", sequence=99, exit=Exit(exit_code=0)
+    )
+    nursery.start_soon(ledger.take_report, a.id, run)
+    await trio.testing.wait_all_tasks_blocked()
+    first.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert task.id in ledger.open
+    second.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert task.id not in ledger.open
+    assert (await a.store.task(task.id)).state is T.SUCCEEDED
+    monkeypatch.undo()
+
+
+async def test_a_report_is_not_acknowledged_because_an_earlier_try_was_cut(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("sleep", "100")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    ledger, commit, never = a.dispatch.ledger, a.store.commit_both, trio.Event()
+
+    async def stuck(changes, runs=()):
+        await never.wait()
+
+    run = RunState(
+        key=f"{task.id}.1", state=A.SUCCEEDED, driver="native", sequence=99, exit=Exit(exit_code=0)
+    )
+    monkeypatch.setattr(a.store, "commit_both", stuck)
+    with trio.move_on_after(5):
+        await ledger.take_report(a.id, run)
+    assert (await a.store.task(task.id)).state is T.RUNNING
+    monkeypatch.setattr(a.store, "commit_both", commit)
+    assert await ledger.take_report(a.id, run)
+    assert (await a.store.task(task.id)).state is T.SUCCEEDED
+    assert task.id not in ledger.open
 
 
 async def test_the_best_node_runs_it(autojump_clock, fleet, nursery):
