@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -19,9 +19,13 @@ from edgeorch.wire.messages import RunState
 if TYPE_CHECKING:
     from edgeorch.executor.executor import Executor
 
+T = TypeVar("T")
+
 log = structlog.get_logger()
 
 MAX_BACKOFF_S = 30.0
+RESOLUTION_S = 0.001
+"""What is left of a time by less than this is over: two clocks differ by their rounding."""
 _STOPPED = {
     "cancelled": AttemptState.CANCELLED,
     "timed_out": AttemptState.TIMED_OUT,
@@ -108,7 +112,8 @@ class Life:
         self.key = run.offer.key
         self.remote = not executor.origins.is_local(run.offer.origin)
         self._stop_cause = ""
-        self._stop_requested = trio.Event()
+        self._limit = trio.CancelScope()
+        """Around what goes on now: cancelled by ``stop``, and when the time or the lease is over."""
         self._lease_from = self._timer_from = executor.seams.boottime()
         if run.started_at is not None:
             # Only here does the wall clock decide: no other clock survives a restart of the machine.
@@ -133,13 +138,14 @@ class Life:
 
     def stop(self, cause: str) -> None:
         """Ask for the end; the first cause counts."""
-        if not self._stop_requested.is_set():
+        if not self._stop_cause:
             self._stop_cause = cause
-            self._stop_requested.set()
+            self._limit.cancel()
 
     def renewed(self, at: float) -> None:
         """The origin wanted this attempt at ``at`` (boot time)."""
         self._lease_from = max(self._lease_from, at)
+        self._limit.deadline = trio.current_time() + self._time_left()
 
     def state(self, progress: str = "") -> RunState:
         """What the origin is told. Ages, so that the clocks of two nodes need not agree."""
@@ -235,25 +241,15 @@ class Life:
             raise AssertionError("checked by the caller")
         driver = self.executor.drivers[self.run.driver]
         launch = self._launch(self.service, await self._take_secrets())
-        started: Handle | None = None
-        failure: DriverError | None = None
-        async with trio.open_nursery() as nursery:
 
-            async def cut() -> None:
-                await self._until_stop()
-                nursery.cancel_scope.cancel()
+        async def start() -> Handle | None:
+            await driver.prepare(launch, self._progress)
+            # A start that is cut half-way would leave a service that nobody knows: let it finish.
+            with trio.move_on_after(60, shield=True):
+                return await driver.start(launch)
+            return None
 
-            nursery.start_soon(cut)
-            try:
-                await driver.prepare(launch, self._progress)
-                # A start that is cut half-way would leave a service that nobody knows: let it finish.
-                with trio.move_on_after(60, shield=True):
-                    started = await driver.start(launch)
-            except DriverError as error:
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        started = await self._unless_stopped(start)
         if started is None:
             return None
         self._timer_from = self.executor.seams.boottime()
@@ -281,17 +277,22 @@ class Life:
         driver = self.executor.drivers[self.run.driver]
         if self.run.state is not AttemptState.RUNNING:
             await self._advance(AttemptState.RUNNING, handle=handle, started_at=self.executor.seams.wall())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_when_asked, driver, handle)
+
+        async def wait() -> Exit:
             try:
-                end = await driver.wait(handle)
+                return await driver.wait(handle)
             except DriverError as error:
-                end = Exit(cause="failed", reason=str(error))
-            nursery.cancel_scope.cancel()
+                return Exit(cause="failed", reason=str(error))
+
+        end = await self._unless_stopped(wait)
+        if end is None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end, driver, handle)
+                end = await wait()
+                nursery.cancel_scope.cancel()
         return end
 
-    async def _end_when_asked(self, driver: Driver, handle: Handle) -> None:
-        await self._until_stop()
+    async def _end(self, driver: Driver, handle: Handle) -> None:
         while True:
             try:
                 await driver.stop(handle, self.executor.settings.grace_s)
@@ -301,23 +302,28 @@ class Life:
             else:
                 return
 
-    async def _until_stop(self) -> None:
-        """Return when this attempt has to end: asked for, out of time, or out of its lease."""
-        while not self._stop_requested.is_set():
-            now = self.executor.seams.boottime()
-            lease_left = math.inf
-            if self.remote and self.run.offer.lease_s is not None:
-                lease_left = self._lease_from + self.run.offer.lease_s - now
-            time_left = math.inf
-            if self.run.offer.timeout_s is not None and self.run.started_at is not None:
-                time_left = self._timer_from + self.run.offer.timeout_s - now
-            if time_left <= 0:
-                self.stop("timed_out")
-            elif lease_left <= 0:
-                self.stop("lease")
-            else:
-                with trio.move_on_after(max(min(lease_left, time_left), 0.01)):
-                    await self._stop_requested.wait()
+    async def _unless_stopped(self, do: Callable[[], Awaitable[T]]) -> T | None:
+        """What ``do`` gives; None where this attempt has to end: asked for, out of time, out of its lease."""
+        while (left := self._time_left()) > 0:
+            with trio.CancelScope(deadline=trio.current_time() + left) as self._limit:
+                return await do()
+        return None
+
+    def _time_left(self) -> float:
+        """Seconds until this attempt has to end; where it has to now, that is asked for."""
+        if self._stop_cause:
+            return 0.0
+        now = self.executor.seams.boottime()
+        lease_left = time_left = math.inf
+        if self.remote and self.run.offer.lease_s is not None:
+            lease_left = self._lease_from + self.run.offer.lease_s - now
+        if self.run.offer.timeout_s is not None and self.run.started_at is not None:
+            time_left = self._timer_from + self.run.offer.timeout_s - now
+        left = min(time_left, lease_left)
+        if left > RESOLUTION_S:
+            return left
+        self.stop("timed_out" if time_left <= RESOLUTION_S else "lease")
+        return 0.0
 
     def _verdict(self, end: Exit) -> tuple[AttemptState, Exit]:
         """The attempt's last state. A service that succeeded although it was asked to stop has succeeded."""
