@@ -165,6 +165,9 @@ async def test_a_long_trail_is_cut_to_fit_a_frame_and_read_to_its_end(
         await node.dispatch.audit.keep(node.dispatch.audit.record(ANN, str(number), "ä" * 300))
         await trio.sleep(1)
     monkeypatch.setattr("edgeorch.dispatch.handlers.LIST_SIZE", 1200)
+    answer = await a.dispatch.peers.call(b.id, ListAudit(caller=ANN, which=AuditFilter()))
+    assert answer.more
+    assert len(answer.records) == 2
     found, before = [], None
     while True:
         page = await a.dispatch.audited(AuditFilter(before=before), ANN, local=False)

@@ -7,18 +7,29 @@ import sqlite3
 import stat
 from contextlib import asynccontextmanager, closing
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from edgeorch.errors import StartError, StorageError
-from edgeorch.model import AttemptState, Caller, Event, Offer, Run, Task, TaskState, new_task_id
+from edgeorch.model import AttemptState, Caller, Event, Offer, Run, Task, TaskState, new_task_id, ulid
 from edgeorch.seams import Seams
-from edgeorch.store import PutEvent, PutRun, PutTask, TaskFilter, migrations
+from edgeorch.store import (
+    AuditFilter,
+    PutAudit,
+    PutEvent,
+    PutRun,
+    PutSecrets,
+    PutTask,
+    TaskFilter,
+    migrations,
+)
 from edgeorch.store.sqlite import SqliteStore
 
 NOW = 1_800_000_000.0
 ID = new_task_id(NOW, random.Random(1), "0123456789")
+DRAINED = PutAudit(id=ulid(2.0, 1, "0123456789"), at=2.0, token="t", via="", action="drain", subject="n")
 CALLER = Caller(token="ann", role="submit")
 
 
@@ -241,6 +252,30 @@ async def test_a_newer_release_is_followed_while_it_only_added(tmp_path):
     await refused(path, "written by a newer release")
 
 
+async def test_a_database_of_the_first_release_is_taken_over_and_given_back(tmp_path):
+    path = tmp_path / "e.db"
+    record = PutAudit(id=ulid(2.0, 1, "0123456789"), at=2.0, token="ann", via="", action="drain", subject="s")
+
+    def first_release():
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            migrations.migrate(connection, migrations.STEPS[:1])
+            body = msgspec.msgpack.encode({"at": 1.0, "token": "t", "via": "", "action": "a", "subject": "s"})
+            connection.execute("INSERT INTO audit (at, body) VALUES (?, ?)", (1.0, body))
+            return connection.execute("SELECT COUNT(*) FROM audit").fetchone()[0]
+
+    assert first_release() == 1
+    async with opened(path) as store:
+        await store.commit([record, PutTask(task=task()), PutSecrets(task_id=task().id, sealed=b"s")])
+        assert await store.audit(AuditFilter()) == [record]
+    assert first_release() == 3
+    async with opened(path) as store:
+        assert await store.audit(AuditFilter()) == [record]
+        assert await store.secrets(task().id) == b"s"
+        await store.prune_audit(1.5, 1 << 20)
+        assert await store.audit(AuditFilter()) == [record]
+    assert first_release() == 2
+
+
 def like(step, **changes):
     return migrations.Step(**{**vars(step), **changes})
 
@@ -259,6 +294,7 @@ async def filled(path, count=300):
     async with opened(path) as store:
         await store.commit([*put(*range(count)), *(event(n) for n in range(count))])
         await store.commit_runs([PutRun(run=run())])
+        await store.commit([PutSecrets(task_id=task().id, sealed=b"sealed"), DRAINED])
         return store.store_id
 
 
@@ -283,6 +319,8 @@ async def test_a_damaged_page_costs_its_own_rows_only(tmp_path):
         left = await store.tasks(TaskFilter(limit=1000))
         assert 270 <= len(left) < 300
         assert await store.runs() == [run()]
+        assert await store.secrets(task().id) == b"sealed"
+        assert await store.audit(AuditFilter()) == [DRAINED]
         assert len(await store.events(None, 0, 1000)) == 300
         assert (store.store_id, store.boot) == (store_id, 2)
         (numbered,) = await store.commit([event()])
