@@ -180,7 +180,7 @@ class TaskStore(Protocol):
         ...
 
     async def callbacks(self) -> list[Callback]:
-        """The outbox, oldest first."""
+        """The outbox in the order in which it was filled, whatever the clock said then."""
         ...
 
     async def audit(self, which: AuditFilter) -> list[PutAudit]:

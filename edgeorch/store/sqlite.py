@@ -225,7 +225,7 @@ class SqliteStore:
 
     async def callbacks(self) -> list[Callback]:
         """See ``TaskStore``."""
-        sql = "SELECT body FROM callbacks ORDER BY created_at, rowid"
+        sql = "SELECT body FROM callbacks ORDER BY rowid"
         return await self._read(lambda db: _all(db, rows.CALLBACK, sql))
 
     async def audit(self, which: AuditFilter) -> list[PutAudit]:

@@ -159,7 +159,7 @@ class MemoryStore:
     async def callbacks(self) -> list[Callback]:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
-        return sorted(self._callbacks.values(), key=lambda callback: callback.created_at)
+        return list(self._callbacks.values())
 
     async def audit(self, which: AuditFilter) -> list[PutAudit]:
         """See ``TaskStore``."""
