@@ -297,7 +297,7 @@ class Hosts:
     def _ssh_args(self, host):
         # The key is looked up by name, so that a host which comes back with another address stays known.
         options = {"UserKnownHostsFile": self.known_hosts, "GlobalKnownHostsFile": "/dev/null"}
-        options |= {"HostKeyAlias": host.name, "IdentitiesOnly": "yes", "ConnectTimeout": 5}
+        options |= {"HostKeyAlias": host.name, "IdentitiesOnly": "yes", "ConnectTimeout": 10}
         return " ".join(f"-o {name}={value}" for name, value in options.items())
 
 

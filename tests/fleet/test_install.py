@@ -16,9 +16,10 @@ ROOT = "/opt/edgeorch"
 NAME = f"{__version__}-py311"
 
 
-@pytest.fixture
-def one(new_hosts):
-    return new_hosts(1)
+@pytest.fixture(scope="module")
+def one(module_hosts):
+    """A controller with one bare host, for these tests in their order."""
+    return module_hosts(1)
 
 
 def listing(controller, name="n1"):
@@ -68,23 +69,22 @@ def test_the_version_before_stays(one, tmp_path):
     assert play.failures["n1"] == f"edgeorch_wheel: {tmp_path}/none.whl does not exist on the controller"
 
 
-def test_from_an_index_of_ones_own(new_hosts):
-    controller = new_hosts(2)
-    controller.play("deploy", *TAGS, "--limit", "n1")
-    (wheels,) = (controller.state / "dist").glob("wheels-py311-*")
-    gateway = str(next(controller.hosts.subnet.hosts()))
+def test_from_an_index_of_ones_own(one):
+    one.hosts.add(1)
+    (wheels,) = (one.state / "dist").glob("wheels-py311-*")
+    gateway = str(next(one.hosts.subnet.hosts()))
     online = ("--limit", "n2", "-e", "edgeorch_offline=false")
     with index(gateway, wheels) as (address, asked):
         arguments = f'{{"edgeorch_pip_args": ["--index-url", "{address}", "--trusted-host", "{gateway}"]}}'
-        controller.play("deploy", *TAGS, *online, "-e", arguments)
-        assert says(controller, "n2") == f"edgeorch {__version__}"
+        one.play("deploy", *TAGS, *online, "-e", arguments)
+        assert says(one, "n2") == f"edgeorch {__version__}"
         assert any("/trio/" in path for path in asked)
 
-    controller.hosts.run("n2", f"rm -r {ROOT}/{NAME}")
-    play = controller.play("deploy", *TAGS, *online, "-e", arguments, check=False)
+    one.hosts.run("n2", f"rm -r {ROOT}/{NAME}")
+    play = one.play("deploy", *TAGS, *online, "-e", arguments, check=False)
     assert "the package index cannot be reached" in play.failures["n2"]
     assert "edgeorch_pip_args" in play.failures["n2"]
-    assert NAME not in listing(controller, "n2")
+    assert NAME not in listing(one, "n2")
 
 
 @contextlib.contextmanager
