@@ -132,7 +132,12 @@ class Life:
     @classmethod
     def of(cls, executor: "Executor", run: Run) -> "Life":
         """The life of a run that was found in the store."""
-        spec = msgspec.json.decode(run.offer.spec, type=TaskSpec)
+        try:
+            spec = msgspec.json.decode(run.offer.spec, type=TaskSpec)
+        except msgspec.MsgspecError as error:
+            # A later release has started it, and was taken back: to watch and end it, no spec is needed.
+            log.warning("this release cannot read what a service is", key=run.offer.key, reason=str(error))
+            spec = TaskSpec(name=run.offer.name, service=())
         service = next((one for one in spec.service if driver_of(one) == run.driver), None)
         return cls(executor, run, spec, service, recovered=True)
 
@@ -221,7 +226,7 @@ class Life:
 
     async def _run_service(self, handle: Handle | None) -> Exit:
         driver = self.executor.drivers.get(self.run.driver)
-        if driver is None or self.service is None:
+        if driver is None:
             return Exit(cause="node_lost", reason=f"the {self.run.driver} driver is switched off now")
         if handle is None and self.recovered:
             return Exit(cause="node_lost", reason="the node restarted and the service is gone")

@@ -15,6 +15,7 @@ from docker_images import BUSYBOX, busybox_image, docker
 from real_fleet import RealFleet, eventually
 from real_runner import Runner
 
+from edgeorch import cli
 from edgeorch.runner import protocol
 from edgeorch.runner.landlock import Landlock
 from edgeorch.secret import Secret
@@ -256,6 +257,23 @@ def test_a_secret_is_found_nowhere_after_a_retry_a_crash_and_a_restart(fleet, me
     for node in fleet.nodes.values():
         assert node.stop() == 0
     assert leaks(fleet) == []
+
+
+def test_the_command_line_hands_over_a_file_and_a_variable(fleet, tmp_path, monkeypatch, capfdbinary):
+    (kitchen,) = start(fleet, "kitchen")
+    (tmp_path / "file").write_text(VALUE)
+    monkeypatch.setenv("TOKEN", VALUE)
+    given = (
+        "--url",
+        f"http://{kitchen.host}:{fleet.api}",
+        "--secret",
+        f"a={tmp_path}/file",
+        "--secret",
+        "TOKEN",
+    )
+    assert cli.main(["run", "-q", *given, "--", "sha256sum", "secrets/a", "secrets/TOKEN"]) == 0
+    out = capfdbinary.readouterr().out.decode()
+    assert [line.split()[0] for line in out.splitlines()] == [DIGEST] * 2
 
 
 def test_a_node_whose_run_folder_is_on_a_disk_refuses_by_name(fleet):

@@ -21,7 +21,7 @@ from edgeorch.errors import (
 from edgeorch.model import AttemptState as A
 from edgeorch.model import Caller, Exit, NativeService, Offer, PeerState, TaskSpec
 from edgeorch.model import TaskState as T
-from edgeorch.store import TaskFilter
+from edgeorch.store import PutRun, TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
 from edgeorch.wire.messages import RunState
@@ -648,6 +648,29 @@ async def test_events_tell_the_whole_story_and_resume(autojump_clock, fleet, nur
         assert states == ["placing", "running", "succeeded"]
         async with node.dispatch.events(task.id, ADMIN, story[2].seq) as events:
             assert [event.seq async for event in events] == [event.seq for event in story[3:]]
+
+
+async def test_what_a_later_release_has_started_is_adopted_and_ended_by_this_one(
+    autojump_clock, fleet, nursery
+):
+    a, b = await started(fleet, nursery, "a", "b")
+    tasks = [await a.submit("sleep", seconds, placement={"node": "b"}) for seconds in ("60", "1000")]
+    for task in tasks:
+        await until(a, task, lambda now: now.state is T.RUNNING)
+    b.crash()
+    for run in await b.store.runs():
+        spec = run.offer.spec.replace(b'{"name"', b'{"mood":"calm","name"')
+        assert spec != run.offer.spec
+        offer = msgspec.structs.replace(run.offer, spec=spec)
+        await b.store.commit_runs([PutRun(run=msgspec.structs.replace(run, offer=offer))])
+    await trio.sleep(1)
+    await nursery.start(b.run)
+    assert b.executor.slots.used == 2
+    done = await ended(a, tasks[0])
+    assert (done.state, attempts(done)) == (T.SUCCEEDED, [("b", A.SUCCEEDED)])
+    await a.dispatch.cancel(tasks[1].id, ADMIN)
+    assert (await ended(a, tasks[1])).state is T.CANCELLED
+    assert b.executor.slots.used == 0
 
 
 async def test_an_offer_whose_origin_goes_away_while_it_is_written_is_started_all_the_same(
