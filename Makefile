@@ -15,7 +15,7 @@ DEVELOPED := $(VENV)/.developed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' edgeorch/__init__.py)
 SBOMS = $(patsubst playbooks/locks/%.txt,dist/edgeorch-$(VERSION)-%.cdx.json,$(wildcard playbooks/locks/py*.txt))
 
-.PHONY: help demo test lint audit dist sim chaos abuse fuzz lock bench guard clean
+.PHONY: help demo test lint audit dist sim chaos abuse fuzz lock bench profile guard clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
@@ -80,6 +80,9 @@ lock: $(DEVELOPED) ## Take up the newest releases that pyproject.toml allows in 
 bench: $(DEVELOPED) ## Comparisons in turns, judged by their ratios; then a node's and a runner's own figures
 	@missed=0; $(BIN)/python benchmarks/run.py $(ARGS) || missed=1; \
 		for name in runner node; do $(BIN)/python benchmarks/bench_$$name.py; done; exit $$missed
+
+profile: $(DEVELOPED) ## Where a task's time goes, step by step, from the histograms of a real node under load
+	@$(BIN)/python benchmarks/steps.py $(ARGS)
 
 guard: $(DEVELOPED) ## Instructions of the hot paths against the committed baseline; needs valgrind
 	@$(BIN)/python benchmarks/guard.py $(ARGS)

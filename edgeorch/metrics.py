@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
+from itertools import accumulate
 from typing import Any
 
 from edgeorch import __version__
+from edgeorch.timing import BOUNDS, Histogram
 
 Numbers = Callable[[], Any]
 """Gives a mapping or a dataclass of numbers."""
@@ -17,6 +19,14 @@ HELP = {
     "executor_slots_used": "Attempts that run here",
     "membership_peers": "Other nodes by state",
     "certificate_expires": "When this node's certificate ends, seconds since the epoch",
+    "rest_request_seconds": "From a request's head to the end of its answer",
+    "store_commit_seconds": "Until changes are on disk",
+    "dispatch_rank_seconds": "Choosing a node for a task",
+    "dispatch_offer_seconds": "Until another node has answered an offer",
+    "dispatch_placed_seconds": "From the acceptance of a task until a node has taken it",
+    "executor_start_seconds": "Preparing and starting a service",
+    "executor_run_seconds": "From the start of a service to its end",
+    "executor_report_seconds": "Until the origin has a result on its disk",
     "start_time": "When this node started, seconds since the epoch",
 }
 LABELS = {"tasks_open": "state", "peers": "state", "refused": "reason"}
@@ -38,7 +48,12 @@ def render(parts: Mapping[str, Numbers]) -> bytes:
     """
     # Loaded on first use: a node that nobody scrapes need not hold it in memory.
     from prometheus_client import CollectorRegistry, generate_latest
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        Metric,
+    )
 
     class Collector:
         def collect(self) -> Iterator[Metric]:
@@ -46,7 +61,14 @@ def render(parts: Mapping[str, Numbers]) -> bytes:
             build.add_metric([__version__], 1)
             yield build
             for prefix, numbers in parts.items():
-                for path, label, values in _flat((prefix,), _mapping(numbers())):
+                mapping = _mapping(numbers())
+                for key, one in mapping.items():
+                    if isinstance(one, Histogram):
+                        name = "_".join(part for part in (prefix, key) if part)
+                        times = HistogramMetricFamily(f"edgeorch_{name}", HELP.get(name, name))
+                        times.add_metric([], buckets=_buckets(one), sum_value=one.total)
+                        yield times
+                for path, label, values in _flat((prefix,), mapping):
                     name = "_".join(part for part in path if part)
                     counts = path[-1] in COUNTERS or name.endswith("_total")
                     kind = CounterMetricFamily if counts else GaugeMetricFamily
@@ -60,6 +82,12 @@ def render(parts: Mapping[str, Numbers]) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Collector())
     return generate_latest(registry)
+
+
+def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    """Upper end to how many took no longer, as Prometheus wants them."""
+    ends = [*map(str, BOUNDS), "+Inf"]
+    return list(zip(ends, map(float, accumulate(histogram.counts)), strict=True))
 
 
 def _mapping(numbers: Any) -> Mapping[str, Any]:  # noqa: ANN401  see Numbers

@@ -248,6 +248,9 @@ class Dispatch:
             "tasks_open": states,
             "tasks_ended": self.ledger.ended,
             "queued": len(self.ledger.queue),
+            "rank_seconds": self.view.took,
+            "offer_seconds": self.placer.offered,
+            "placed_seconds": self.placer.placed,
         }
 
     def _ended(self, entry: Entry) -> None:

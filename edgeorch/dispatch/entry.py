@@ -12,6 +12,7 @@ import trio
 
 from edgeorch.model import Attempt, Task, TaskSpec
 from edgeorch.store import TaskChange
+from edgeorch.timing import clock
 
 NONE: Mapping[Any, Any] = MappingProxyType({})
 """What most tasks have of most things, shared by all of them."""
@@ -47,6 +48,7 @@ class Entry:
         unsaved: changes that the disk did not take; they go with the next commit.
         children: states of the children of a parent.
         sequences: attempt number to the newest report's number.
+        began: when it came into memory, on the clock of ``timing``.
         revision, saved_revision: how often ``task`` was changed, and of which of these ``saved`` is.
     """
 
@@ -64,6 +66,7 @@ class Entry:
     sequences: Mapping[int, int] = field(default_factory=_none)
     revision: int = 0
     saved_revision: int = 0
+    began: float = field(default_factory=clock)
     _changed: trio.Event | None = None
 
     @property

@@ -24,6 +24,7 @@ from edgeorch.lifecycle import Effect, TaskEvent
 from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
 from edgeorch.seams import Seams
 from edgeorch.store import AttemptChange, PutRun, TaskChange
+from edgeorch.timing import Histogram, clock
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import MakeOffer, Offered
 
@@ -88,6 +89,10 @@ class Placer:
         self._work = trio.Event()
         self.unclear: trio.Event = trio.Event()
         """Set when an offer's outcome is unknown; reconcile asks the node."""
+        self.offered = Histogram()
+        """Until the answer to an offer."""
+        self.placed = Histogram()
+        """From the acceptance of a task until a node has taken it for the first time."""
         ledger.on_queue = self.enqueue
 
     def enqueue(self, entry: Entry, seconds: float = 0.0) -> None:
@@ -264,6 +269,7 @@ class Placer:
         """Send an offer and act on the answer. An unknown outcome stays ``offered``: leases decide."""
         answer: Offered | None = None
         refusal, lasting = "", False
+        begun = clock()
         with trio.move_on_after(OFFER_S):
             try:
                 secrets = await self.ledger.secrets_of(entry.task.id)
@@ -274,6 +280,8 @@ class Placer:
             except EdgeorchError as error:
                 refusal, lasting = str(error), True
         entry.offering = False
+        if answer is not None:
+            self.offered.since(begun)
         if answer is not None and answer.accepted:
             self.ledger.books.accepted(entry.task.id, trio.current_time())
             entry.refused, entry.passed_over = NONE, 0
@@ -289,8 +297,7 @@ class Placer:
             log.warning("the outcome of an offer is unknown", key=offer.key, node=self.view.name_of(target))
             self.unclear.set()
 
-    @staticmethod
-    def _say_placed(entry: Entry) -> None:
+    def _say_placed(self, entry: Entry) -> None:
         """Once in the normal life of a task; what follows a failure is worth a warning."""
         *before, attempt = entry.task.attempts
         failed = [one for one in before if one.state is not AttemptState.REFUSED]
@@ -299,6 +306,7 @@ class Placer:
             last = failed[-1]
             log.warning("placed again", **facts, after=f"{last.state} on {last.node_name}: {last.reason}")
         else:
+            self.placed.since(entry.began)
             log.info("placed", **facts)
 
     def _refuse(

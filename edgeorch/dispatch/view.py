@@ -14,6 +14,7 @@ from edgeorch.model import Peer, PeerState, Ranked, TaskSpec
 from edgeorch.scheduler import Candidate, rank, why_waiting
 from edgeorch.scoring import NOTHING
 from edgeorch.seams import Seams
+from edgeorch.timing import Histogram, clock
 
 LASTING_S = 60.0
 """A refusal by policy or driver is believed for this long: somebody may change the node's settings."""
@@ -59,6 +60,8 @@ class View:
         self.books = books
         self.scoring = scoring
         self.seams = seams
+        self.took = Histogram()
+        """Of ``best``."""
         self._since = seams.wall()
 
     @property
@@ -114,10 +117,12 @@ class View:
         In a large fleet it is the best of a few, and of all only where none of these can take it: what a task
         costs here does not grow with the fleet, and nodes with the same view do not all choose the same one.
         """
+        begun = clock()
         ranking = self.rank(entry.spec, entry, few=True, explain=False)
         if all(line.refusal for line in ranking) and len(ranking) <= len(self.membership.snapshot()):
             ranking = self.rank(entry.spec, entry, explain=False)
         best = next((line for line in ranking if not line.refusal), None)
+        self.took.since(begun)
         return best, "" if best else why_waiting(ranking)
 
     def rank(

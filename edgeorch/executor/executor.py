@@ -30,6 +30,7 @@ from edgeorch.scheduler import driver_of
 from edgeorch.seams import Seams
 from edgeorch.secret import Secret
 from edgeorch.store import AttemptStore, PutRun
+from edgeorch.timing import Histogram
 from edgeorch.wire.messages import Offered, RunState
 
 log = structlog.get_logger()
@@ -134,6 +135,8 @@ class Executor:
         self._nursery: trio.Nursery | None = None
         self.freed = trio.Event()
         """Set when a slot has become free; replaced by a new event each time."""
+        self.started, self.ran, self.reported = Histogram(), Histogram(), Histogram()
+        """Until a service runs, until it has ended, until its origin has that on disk."""
         self.accepted = 0
         self.refused = 0
 
@@ -263,6 +266,9 @@ class Executor:
             "offers_accepted": self.accepted,
             "offers_refused": self.refused,
             "runs_unacknowledged": len(self._lives) - load.used,
+            "start_seconds": self.started,
+            "run_seconds": self.ran,
+            "report_seconds": self.reported,
         }
 
     def _start(self, life: Life, reservation: Reservation, handle: Handle | None) -> None:

@@ -14,6 +14,7 @@ from edgeorch.model import AttemptState, Exit, Handle, Run, Service, TaskSpec
 from edgeorch.scheduler import driver_of
 from edgeorch.secret import Secret
 from edgeorch.store import AttemptChange, DropRun, EndRun, PutRun
+from edgeorch.timing import clock
 from edgeorch.wire.messages import RunState
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Life:
         self._undelivered = trio.Event()
         self.ended = trio.Event()
         """Set when the service has ended: its output is complete."""
+        self._ended_at = clock()
         self.begun = trio.Event()
         """Set when the service has been started, or has ended without."""
         if run.handle is not None or run.state.terminal:
@@ -187,6 +189,7 @@ class Life:
         )
         self.begun.set()
         self.ended.set()
+        self._ended_at = clock()
         if self.remote:
             said = {"state": str(state), "exit_code": end.exit_code, "reason": end.reason}
             log.info("ended here", key=self.key, peer=self._origin, **said)
@@ -211,6 +214,7 @@ class Life:
                     await trio.sleep(self._jitter(wait_s))
                 wait_s = min(wait_s * 2, MAX_BACKOFF_S)
             await self._insist(lambda: self.executor.store.commit_runs([EndRun(run=self.run)]))
+        self.executor.reported.since(self._ended_at)
         driver = self.executor.drivers.get(self.run.driver)
         if self.run.handle is not None and driver is not None:
             try:
@@ -254,9 +258,11 @@ class Life:
                 return await driver.start(launch)
             return None
 
+        begun = clock()
         started = await self._unless_stopped(start)
         if started is None:
             return None
+        self.executor.started.since(begun)
         self._timer_from = self.executor.seams.boottime()
         if self.remote or self.run.offer.number == 1:  # of a further one of its own, the origin has told
             log.info("started", key=self.key, peer=self._origin, driver=self.run.driver)
@@ -289,12 +295,14 @@ class Life:
             except DriverError as error:
                 return Exit(cause="failed", reason=str(error))
 
+        begun = clock()
         end = await self._unless_stopped(wait)
         if end is None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end, driver, handle)
                 end = await wait()
                 nursery.cancel_scope.cancel()
+        self.executor.ran.since(begun)
         return end
 
     async def _end(self, driver: Driver, handle: Handle) -> None:

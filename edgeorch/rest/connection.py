@@ -23,6 +23,7 @@ from edgeorch.config import Api
 from edgeorch.errors import TlsRequiredError
 from edgeorch.rest.http1 import Http1, OneCall
 from edgeorch.rest.problems import PROBLEM_TYPE, problem_of, problem_of_status
+from edgeorch.timing import Histogram, clock
 
 log = structlog.get_logger()
 
@@ -56,11 +57,13 @@ class Connection(TCPServer):
         *,
         api: Api,
         tls: Callable[[], ssl.SSLContext] | None,
+        took: Histogram,
     ) -> None:
         super().__init__(app, config, context, LifespanState({}), stream)  # type: ignore[arg-type]  # plain too
         self.transport = stream
         self.api = api
         self.tls = tls
+        self.took = took
         self.scope = trio.CancelScope()
         self.idle = True
         self.cut = False
@@ -192,6 +195,7 @@ class Connection(TCPServer):
         call = self._calls.call
         if call is None:
             return
+        begun = clock()
         try:
             await self.app(
                 call.scope, self._app_receive, call.send, trio.to_thread.run_sync, trio.from_thread.run
@@ -200,6 +204,7 @@ class Connection(TCPServer):
             log.exception("A request failed unexpectedly", client=self.address)
             await self.http.refuse(problem_of_status(500, "the node failed to answer this request"))
             self._torn = True
+        self.took.since(begun)
         if self._late:
             await self.http.refuse(problem_of_status(408, "the body did not arrive in time"))
         elif self._bad is not None:

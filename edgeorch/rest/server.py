@@ -20,6 +20,7 @@ from edgeorch.config import Api, Node
 from edgeorch.errors import EdgeorchError, StartError, TooManyRequestsError, UnavailableError
 from edgeorch.rest.connection import Connection
 from edgeorch.rest.problems import PROBLEM_TYPE, headers_of, problem_of
+from edgeorch.timing import Histogram
 
 log = structlog.get_logger()
 
@@ -75,6 +76,7 @@ class Server:
         self._serving = trio.CancelScope()
         self._accepted = 0
         self._refused = 0
+        self._took = Histogram()
         self.addresses: tuple[tuple[str, int], ...] = ()
 
     async def run(
@@ -111,6 +113,7 @@ class Server:
             "connections": len(self._connections),
             "accepted_total": self._accepted,
             "refused_total": self._refused,
+            "request_seconds": self._took,
         }
 
     async def _serve(self, stream: trio.SocketStream) -> None:
@@ -123,7 +126,7 @@ class Server:
                 await trio.aclose_forcefully(stream)
                 return
             connection = Connection(
-                self._app, self._config, self._context, stream, api=self._api, tls=self._tls
+                self._app, self._config, self._context, stream, api=self._api, tls=self._tls, took=self._took
             )
         except OSError:  # reset before we looked
             await trio.aclose_forcefully(stream)

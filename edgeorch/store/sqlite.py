@@ -35,6 +35,7 @@ from edgeorch.store import (
 from edgeorch.store.connection import code_of, hits_everyone, storage_error, storage_errors
 from edgeorch.store.opening import Database, open_database
 from edgeorch.store.stall import STALLED_S, Progress
+from edgeorch.timing import Histogram, clock
 
 T = TypeVar("T")
 _MAX = (1 << 63) - 1
@@ -62,12 +63,14 @@ class Statistics:
         transactions: transactions that they shared.
         failures: calls that failed.
         waiting: calls not answered yet.
+        commit_seconds: how long those that succeeded waited for their answer.
     """
 
     commits: int
     transactions: int
     failures: int
     waiting: int
+    commit_seconds: Histogram = field(default_factory=Histogram)
 
 
 class SqliteStore:
@@ -88,6 +91,7 @@ class SqliteStore:
         self._closed = True
         self._commits = self._answered = self._transactions = self._failures = 0
         self._writes, self._reads = Progress(), Progress()
+        self._took = Histogram()
         self._failure = ""
         """Why the newest commit failed; empty when it did not."""
 
@@ -168,6 +172,7 @@ class SqliteStore:
         call = _Call(statements)
         self._commits += 1
         self._writes.asked()
+        begun = clock()
         self._queue.put(call)
         await call.done.wait()
         if isinstance(call.error, sqlite3.Error):
@@ -177,6 +182,7 @@ class SqliteStore:
         if call.error is not None:
             raise call.error
         self._failure = ""
+        self._took.since(begun)
         return call.numbers
 
     async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
@@ -307,7 +313,8 @@ class SqliteStore:
 
     def statistics(self) -> Statistics:
         """Counters for the metrics."""
-        return Statistics(self._commits, self._transactions, self._failures, self._commits - self._answered)
+        waiting = self._commits - self._answered
+        return Statistics(self._commits, self._transactions, self._failures, waiting, self._took)
 
 
 def _one(

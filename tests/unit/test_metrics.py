@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from edgeorch import __version__
 from edgeorch.metrics import render
 from edgeorch.store.sqlite import Statistics
+from edgeorch.timing import Histogram, clock
 
 
 def parsed(**parts):
@@ -86,5 +88,19 @@ def test_dataclasses_count_and_what_is_no_number_is_left_out():
         "edgeorch_store_transactions": "counter",
         "edgeorch_store_failures": "counter",
         "edgeorch_store_waiting": "gauge",
+        "edgeorch_store_commit_seconds": "histogram",
         "edgeorch_executor_slots": "gauge",
     }
+
+
+def test_histograms_count_what_took_no_longer():
+    took, begun = Histogram(), clock()
+    for seconds in (0.00005, 0.003, 0.004, 7200):
+        took.since(begun - seconds)
+    family = parsed(store={"commit_seconds": took})["edgeorch_store_commit_seconds"]
+    assert family.type == "histogram"
+    found = {(one.name, one.labels.get("le")): one.value for one in family.samples}
+    name = "edgeorch_store_commit_seconds"
+    assert [found[f"{name}_bucket", le] for le in ("0.0025", "0.005", "600.0", "+Inf")] == [1, 3, 3, 4]
+    assert found[f"{name}_count", None] == 4
+    assert found[f"{name}_sum", None] == pytest.approx(7200, abs=1)

@@ -1,0 +1,107 @@
+"""Where a task's time goes: a real node under load, and what its histograms at ``/metrics`` say.
+
+``python benchmarks/steps.py [--tasks 300] [--clients 8]`` hands in tasks (``/bin/true``) one by one and then from
+several clients, and prints for each step how often it was taken, its mean and the bounds of its median and of
+its 99th part in a hundred.
+"""
+
+import argparse
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+from _load import rate, request
+from _nodes import Fleet
+from prometheus_client.parser import text_string_to_metric_families
+
+TASK = {"name": "profile", "service": [{"driver": "native", "argv": ["/bin/true"]}]}
+STEPS = {
+    "rest_request": "request to answer (waits for the end here)",
+    "dispatch_rank": "rank: choose a node",
+    "store_commit": "commit: changes on disk",
+    "dispatch_placed": "accepted to taken by a node",
+    "dispatch_offer": "offer to another node and back",
+    "executor_start": "start: prepare and start the service",
+    "executor_run": "run: start to end of the service",
+    "executor_report": "report: result on the origin's disk",
+}
+
+
+def histograms(text):
+    """Step to (count, sum, [(upper end, cumulative count)])."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name.removeprefix("edgeorch_").removesuffix("_seconds")
+        if family.type != "histogram" or name not in STEPS:
+            continue
+        count = total = 0.0
+        buckets = []
+        for one in family.samples:
+            if one.name.endswith("_bucket"):
+                buckets.append((float(one.labels["le"]), one.value))
+            elif one.name.endswith("_count"):
+                count = one.value
+            elif one.name.endswith("_sum"):
+                total = one.value
+        found[name] = (count, total, buckets)
+    return found
+
+
+def between(before, after):
+    """What came since: the same shape."""
+    zero = (0.0, 0.0, [])
+    result = {}
+    for name, (count, total, buckets) in after.items():
+        earlier, sum_then, then = before.get(name, zero)
+        old = dict(then)
+        rows = [(end, number - old.get(end, 0.0)) for end, number in buckets]
+        result[name] = (count - earlier, total - sum_then, rows)
+    return result
+
+
+def bound(buckets, count, share):
+    """The upper end of the bucket in which this share of all is reached."""
+    return next((end for end, number in buckets if number >= count * share), float("inf"))
+
+
+def show(title, found):
+    """One table."""
+    print(f"\n{title}")
+    print(f"{'step':<46}{'count':>7}{'mean':>11}{'p50 below':>11}{'p99 below':>11}")
+    for name, text in STEPS.items():
+        count, total, buckets = found.get(name, (0.0, 0.0, []))
+        if count:
+            ends = [bound(buckets, count, share) * 1e3 for share in (0.5, 0.99)]
+            print(f"{text:<46}{count:>7.0f}{total / count * 1e3:>8.2f} ms{ends[0]:>8g} ms{ends[1]:>8g} ms")
+
+
+def main(options):
+    """Both loads."""
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeorch-profile-") as folder,
+        Fleet(Path(folder), "alone") as fleet,
+    ):
+        (node,) = fleet.start()
+        headers = {"Authorization": f"Bearer {fleet.token}", "Prefer": "wait=30"}
+        what = request("POST", "/api/v1/tasks", json.dumps(TASK).encode(), **headers)
+
+        def look():
+            with contextlib.closing(node.connect()) as connection:
+                connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {fleet.token}"})
+                return histograms(connection.getresponse().read().decode())
+
+        rate(node.address, what, 20, 1)  # warms up
+        for clients in (1, options.clients):
+            before = look()
+            a_second = rate(node.address, what, options.tasks, clients)
+            show(f"{clients} client{'s' * (clients > 1)}: {a_second:.0f} tasks/s", between(before, look()))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", type=int, default=300, help="of each load (default 300)")
+    parser.add_argument("--clients", type=int, default=8, help="of the second load (default 8)")
+    main(parser.parse_args())
