@@ -1,8 +1,8 @@
 """Where a task's time goes: a real node under load, and what its histograms at ``/metrics`` say.
 
-``python benchmarks/steps.py [--tasks 300] [--clients 8]`` hands in tasks (``/bin/true``) one by one and then from
-several clients, and prints for each step how often it was taken, its mean and the bounds of its median and of
-its 99th part in a hundred.
+``python benchmarks/steps.py [--tasks 300] [--clients 8]`` hands in tasks (``/bin/true``) one by one, then
+from several clients, and prints for each step how often it was taken, its mean and the bounds of its median
+and of its 99th part in a hundred.
 """
 
 import argparse
