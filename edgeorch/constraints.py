@@ -18,6 +18,7 @@ backtracks for ever would stop the node. A missing label makes every comparison 
 
 import operator
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -207,9 +208,12 @@ class _Parser:
                         f"constraint {self.text!r}: {value!r} repeats too much",
                         hint="no repeated groups, at most three of * + {}",
                     )
+                if value.count("(") > MAX_DEPTH:
+                    # The compiler recurses; how deep it may depends on who calls, so nodes would differ.
+                    raise ConstraintError(f"constraint {self.text[:60]!r}…: more than {MAX_DEPTH} groups")
                 try:
                     _pattern(value)
-                except re.error as error:
+                except (re.error, OverflowError) as error:
                     raise ConstraintError(f"constraint {self.text!r}: {value!r}: {error}") from None
             elif comparison.attribute in ("cpus", "memory"):
                 try:
@@ -223,7 +227,8 @@ class _Parser:
 
 @lru_cache(maxsize=256)
 def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(text)
+    with warnings.catch_warnings(action="ignore"):  # of what Python may once read otherwise
+        return re.compile(text)
 
 
 def _number(text: str) -> float:

@@ -294,6 +294,7 @@ def http(data):
 async def _converse(data):
     backend, api, app, hypercorn = _app()
     backend.known.clear()
+    backend._keys.clear()
     ours, theirs = trio.socket.socketpair()
     theirs = trio.SocketStream(theirs)
     connection = Connection(app, hypercorn, WorkerContext(None), trio.SocketStream(ours), api=api, tls=None)

@@ -73,6 +73,8 @@ def test_meaning(text, expected):
         ("arch in (arm64", "')'"),
         ('name matches "["', "unterminated"),
         ('name matches "(a+)+b"', "repeats too much"),
+        ('name matches "a{9999999999}"', "repetition number is too large"),
+        (f'name matches "{"(" * 33}{")" * 33}"', "more than 32 groups"),
         ('name matches ".*.*.*.*x"', "repeats too much"),
         ("not " * 40 + "arch == x", "nested deeper"),
         ("(" * 500 + "arch == x" + ")" * 500, "nested deeper"),
