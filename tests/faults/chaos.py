@@ -146,7 +146,7 @@ class Run:
         for machine in self.machines:
             async with machine.client.tasks(TaskFilter(local=True, limit=500)) as found:
                 async for task in found:
-                    self.history.tasks[task.id] = plain(task)
+                    self.history.tasks[task.id] = {**plain(task), "origin_name": machine.name}
 
     async def _until_quiet(self):
         """Nothing may be left of all that."""
@@ -193,8 +193,9 @@ class Run:
                 self.leaks.append(f"{machine.name}: {fds} descriptors, {rss / 1e6:.0f} MB")
             for unit in (machine.node, machine.runner):
                 log = (machine.folder / f"{unit.name}.log").read_text(errors="replace")
-                if "Traceback" in log:
-                    self.problems.append(f"{machine.name}: a traceback in the {unit.name}'s log")
+                for bad in ("Traceback", "the database was damaged"):
+                    if bad in log:
+                        self.problems.append(f"{machine.name}: the {unit.name}'s log says {bad!r}")
                 if unit.ends:
                     self.say(f"{machine.name}: the {unit.name} ended by itself: {unit.ends}")
 
@@ -202,7 +203,11 @@ class Run:
         found = violations(self.history)
         self.problems += [line for lines in found.values() for line in lines] + self.leaks
         tried, survived = adversary.tried(), adversary.survived()
-        downs = [(fault.machine, fault.at) for fault in adversary.faults if fault.kind in DOWN]
+        downs = [
+            (fault.machine, fault.at, fault.at + fault.seconds)
+            for fault in adversary.faults
+            if fault.kind in DOWN
+        ]
         states = Counter(task["state"] for task in self.history.tasks.values())
         answers = Counter(asked.answer.partition(":")[0] or "no answer" for asked in load.asked)
         self.figures = {

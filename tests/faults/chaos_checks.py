@@ -131,7 +131,11 @@ def violations(history):
 def waits_for_the_dead(history, downs):
     """Seconds from a machine's fault until what ran there was started elsewhere.
 
-    ``downs``: (machine, time) of faults after which a machine counts as dead.
+    Where the origin was down meanwhile, they count from its return: only it can start the task again.
+
+    Args:
+        history: of the run.
+        downs: (machine, from, until) of faults after which a machine counts as dead.
     """
     for task in history.tasks.values():
         for older, newer in pairwise(task["attempts"]):
@@ -139,9 +143,8 @@ def waits_for_the_dead(history, downs):
                 older["started_at"] and newer["started_at"]
             ):
                 continue
-            since = [
-                at for name, at in downs
-                if name == older["node_name"] and older["started_at"] <= at <= newer["started_at"]
-            ]  # fmt: skip
+            between = [down for down in downs if older["started_at"] <= down[1] <= newer["started_at"]]
+            since = [at for name, at, _ in between if name == older["node_name"]]
             if since:
-                yield newer["started_at"] - max(since)
+                back = [until for name, _, until in between if name == task["origin_name"]]
+                yield max(newer["started_at"] - max([*since, *back]), 0.0)

@@ -22,7 +22,16 @@ GOOD = {
 }
 FINE = History(
     accepted={"t": SPEC},
-    tasks={"t": {"id": "t", "state": "succeeded", "reason": "", "spec": SPEC, "attempts": [LOST, GOOD]}},
+    tasks={
+        "t": {
+            "id": "t",
+            "state": "succeeded",
+            "reason": "",
+            "origin_name": "m3",
+            "spec": SPEC,
+            "attempts": [LOST, GOOD],
+        }
+    },
     ledger={
         ("t", 1): [(10.0, "start"), (10.5, "on"), (11.0, "on")],
         ("t", 2): [(31.0, "start"), (31.5, "on"), (32.0, "end")],
@@ -86,6 +95,8 @@ def test_a_broken_rule_is_told(rule, number):
     assert violations(history)[rule]
 
 
-def test_the_wait_for_a_dead_node_counts_from_its_death():
-    assert list(waits_for_the_dead(FINE, [("m1", 5.0), ("m1", 12.0), ("m2", 20.0)])) == [19.0]
-    assert list(waits_for_the_dead(FINE, [("m1", 5.0)])) == []
+def test_the_wait_for_a_dead_node_counts_from_its_death_or_its_origins_return():
+    dead = [("m1", 5.0, 6.0), ("m1", 12.0, 20.0), ("m2", 20.0, 21.0)]
+    assert list(waits_for_the_dead(FINE, dead)) == [19.0]
+    assert list(waits_for_the_dead(FINE, [*dead, ("m3", 13.0, 25.0)])) == [6.0]
+    assert list(waits_for_the_dead(FINE, [("m1", 5.0, 6.0)])) == []

@@ -1,6 +1,9 @@
 """``status.yml`` and ``drain.yml``: one table of the fleet, and nodes that take nothing new."""
 
+import json
+
 from controller import eventually
+from host_image import USER
 
 TOML = "/etc/edgeorch/edgeorch.toml"
 
@@ -93,3 +96,18 @@ def test_without_the_token_each_says_where_it_would_be(fleet, tmp_path):
         play = fleet.play(name, "--limit", "n1", "-e", f"edgeorch_home={tmp_path}", check=False)
         (said,) = play.failures.values()
         assert said.startswith(f"this controller has no {tmp_path}/home/admin.token: run deploy.yml first")
+
+
+def test_hosts_behind_a_bastion_are_reached_as_the_users_ssh_reaches_them(fleet, tmp_path):
+    hosts = fleet.hosts
+    jump = f"ssh -i {hosts.key} {hosts._ssh_args(hosts['n1'])} -W %h:%p {USER}@{hosts['n1'].address}"
+    inventory = tmp_path / "bastion.yml"
+    host = {"ansible_host": hosts["n2"].address}
+    host["ansible_ssh_common_args"] = f'{hosts._ssh_args(hosts["n2"])} -o ProxyCommand="{jump}"'
+    shared = {"ansible_user": USER, "ansible_ssh_private_key_file": str(hosts.key)}
+    inventory.write_text(json.dumps({"edgeorch": {"hosts": {"n2": host}, "vars": shared}}))
+    # Else a connection that another play has left open would do.
+    table = rows(fleet.play("status", inventory=inventory, env={"ANSIBLE_SSH_ARGS": "-C"}))
+    assert table["n2"]["STATE"] == "ready"
+    said = hosts.run("n2", "journalctl -u ssh -n 10 -o cat --no-pager").stdout
+    assert f"Accepted publickey for {USER} from {hosts['n1'].address} " in said

@@ -130,10 +130,10 @@ def main(options):
     signal.signal(signal.SIGALRM, too_long)
     names = options.target or list(TARGETS)
     total = failed = 0
+    shares = sum(TARGETS[name].share for name in names)
     for name in names:
-        runs, kinds, failures = fuzz(
-            name, options.seconds / len(names), random.Random(f"{options.seed} {name}")
-        )
+        seconds = options.seconds * TARGETS[name].share / shares
+        runs, kinds, failures = fuzz(name, seconds, random.Random(f"{options.seed} {name}"))
         total += runs
         failed += len(failures)
         print(

@@ -37,6 +37,8 @@ from edgeorch.identity.revocation import read_revocations
 from edgeorch.membership.mdns import Fleet
 from edgeorch.membership.responder import SERVICE, Responder
 from edgeorch.model import NodeInfo, Peer, PeerState, TaskSpec
+from edgeorch.policy.callback_targets import CallbackTargets
+from edgeorch.policy.images import Images
 from edgeorch.rest import tokens
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens, check_browser
@@ -76,11 +78,13 @@ class Target:
         run: reads bytes.
         seeds: good input, to begin with.
         words: pieces that mean something to it.
+        share: of the time, where it is slower than the others.
     """
 
     run: Callable[[bytes], str]
     seeds: tuple[bytes, ...]
     words: tuple[bytes, ...] = ()
+    share: int = 1
 
 
 def why(error, *quoted):
@@ -237,6 +241,20 @@ def services(data):
     (_folder() / "apps" / "a" / "a.conf").write_bytes(data)
     found, warnings = load_services(_folder() / "services.d", _folder() / "apps")
     return f"{len(found)} {[_VARIES.sub('_', text.rpartition(str(_folder()))[2])[:60] for text in warnings]}"
+
+
+def policy(data):
+    """An entry for images and an image, an entry for callbacks and a host, a line each."""
+    entry, image, target, host = (*text_of(data).split("\n"), *"****")[:4]
+    try:
+        said = [Images([entry]).refusal(image)]
+    except ValueError as error:
+        said = [why(error, entry)]
+    try:
+        said.append(CallbackTargets([target]).refusal_at_the_door(host, loopback=False))
+    except ValueError as error:
+        said.append(why(error, target))
+    return " ".join(_VARIES.sub("_", text.replace(image, "_").replace(host, "_"))[:60] for text in said)
 
 
 def token_file(data):
@@ -479,6 +497,28 @@ TARGETS = {
         ),
         (b"[DEFAULT]\n", b"[ServiceInfo]\n", b"%(a)s", b"= ", b"\n  ", b"[" * 999, b"\0", b'argv=["/"]\n'),
     ),
+    "policy": Target(
+        policy,
+        (
+            b"ghcr.io/acme/*\nghcr.io/acme/a:1@sha256:" + b"0" * 64 + b"\n10.0.0.0/8\n10.0.0.1",
+            b"alpine:3.*\nalpine:3.1\n*.example\nhook.example.",
+            b"sha256:" + b"0" * 64 + b"\nabc\n::/0\n[::ffff:169.254.169.254]",
+        ),
+        (
+            b"\n",
+            b"*",
+            b"**",
+            b"@sha256:",
+            b":",
+            b"/",
+            b"localhost",
+            b"0x7f.1",
+            b"2130706433",
+            b"[",
+            b"%",
+            b"::1",
+        ),
+    ),
     "tokens": Target(
         token_file,
         (
@@ -512,5 +552,6 @@ TARGETS = {
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         ),
         (*HTTP_WORDS, *JSON_WORDS[:6]),
+        share=8,
     ),
 }
