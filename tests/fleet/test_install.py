@@ -3,10 +3,17 @@
 import contextlib
 import functools
 import http.server
+import json
+import os
 import re
+import subprocess
+import sys
+import tarfile
 import threading
+from pathlib import Path
 
 import pytest
+from controller import PLAYBOOKS
 from next_release import copy_of_checkout, wheel_of
 
 from edgeorch import __version__
@@ -85,6 +92,32 @@ def test_from_an_index_of_ones_own(one):
     assert "the package index cannot be reached" in play.failures["n2"]
     assert "edgeorch_pip_args" in play.failures["n2"]
     assert NAME not in listing(one, "n2")
+
+
+def test_an_archive_for_boards_of_another_architecture_has_every_dependency(tmp_path):
+    """No such board is here; what pip would find for it on the index is."""
+    ansible = Path(sys.executable).with_name("ansible")
+    if not ansible.exists():
+        pytest.skip("no ansible beside this Python: pip install -e '.[dev]'")
+    locks = PLAYBOOKS / "locks"
+    board = {"python_tag": "py311", "platform": "linux-aarch64", "offline": True}
+    wish = {"source": str(PLAYBOOKS.parent), "locks": str(locks), "targets": [board]}
+    wish |= {"home": str(tmp_path / "home"), "folder": str(tmp_path / "home/dist")}
+    ours = {"ANSIBLE_LIBRARY": PLAYBOOKS / "library", "ANSIBLE_MODULE_UTILS": PLAYBOOKS / "module_utils"}
+    argv = [ansible, "localhost", "-m", "edgeorch_bundle", "-a", json.dumps(wish)]
+    done = subprocess.run(argv, env=os.environ | ours, capture_output=True, text=True, check=False)
+    if "the package index has no wheel of" in done.stdout:
+        pytest.skip("the package index here has no wheels for aarch64")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (made,) = (tmp_path / "home/dist").glob("*.tar")
+    with tarfile.open(made) as archive:
+        names = archive.getnames()
+    kinds = {name.rpartition("-")[2] for name in names if name.endswith(".whl")}
+    assert any("aarch64" in kind for kind in kinds)
+    assert not any("x86_64" in kind for kind in kinds)
+    pinned = set(re.findall(r"^([\w.-]+)==", (locks / "py311.txt").read_text(), re.MULTILINE))
+    packed = {re.sub(r"[-_.]+", "-", name.split("-")[0]).lower() for name in names}
+    assert pinned | {"edgeorch", "pip"} == packed - {"requirements-txt"}
 
 
 @contextlib.contextmanager
