@@ -50,6 +50,7 @@ from edgeorch.runner import protocol
 from edgeorch.scheduler import Candidate, rank
 from edgeorch.services import load_services
 from edgeorch.testing.backend import MemoryBackend
+from edgeorch.timing import Histogram
 from edgeorch.wire import codec, frames
 from edgeorch.wire.frames import FrameBuffer, Kind
 from edgeorch.wire.messages import TYPES, Hello, Ping
@@ -315,7 +316,9 @@ async def _converse(data):
     backend._keys.clear()
     ours, theirs = trio.socket.socketpair()
     theirs = trio.SocketStream(theirs)
-    connection = Connection(app, hypercorn, WorkerContext(None), trio.SocketStream(ours), api=api, tls=None)
+    connection = Connection(
+        app, hypercorn, WorkerContext(None), trio.SocketStream(ours), api=api, tls=None, took=Histogram()
+    )
     connection.client = ("127.0.0.1", 1)
     answer = bytearray()
 
