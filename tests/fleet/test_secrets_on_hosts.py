@@ -16,7 +16,7 @@ NODE, RUNNER = "/run/edgeorch/container-secrets", "/run/edgeorch-runner/secrets"
 @pytest.fixture
 def host(new_hosts):
     """A controller, and its host n1 that runs containers."""
-    controller = new_hosts(1, docker=True)
+    controller = new_hosts(1, docker=True, installed=True)
     controller.hosts.load_image("n1", busybox_image())
     controller.play("deploy", "-e", json.dumps({"edgeorch_docker": "guarded"}))
     return controller
