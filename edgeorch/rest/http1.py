@@ -153,6 +153,7 @@ class Http1(H11Protocol):
             target = target if target.startswith(b"/") else b"/" + target
         if not target.startswith(b"/"):
             raise h11.RemoteProtocolError("the request's target must be a path", error_status_hint=400)
+        _check_host(request)
         self.stream = HTTPStream(
             self.app,
             self.config,
@@ -188,3 +189,12 @@ class Http1(H11Protocol):
     async def _maybe_recycle(self) -> None:
         # The connection's task recycles, after the application has returned.
         await self._close_stream()
+
+
+def _check_host(request: h11.Request) -> None:
+    """Refuse a Host that is none (RFC 9112 §3.2); the routing behind would raise where nothing catches it."""
+    host = next((value for name, value in request.headers if name == b"host"), b"")
+    try:
+        host.partition(b":")[0].decode("latin-1").lower().encode("idna")
+    except UnicodeError:
+        raise h11.RemoteProtocolError("the Host header is not a host", error_status_hint=400) from None

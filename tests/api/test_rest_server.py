@@ -46,6 +46,8 @@ STRANGE = [
     b"GET http://[bad/ HTTP/1.1\r\nHost: [bad\r\n\r\n",
     b"GET /%ff%00 HTTP/1.1\r\nHost: a b\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: .\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: " + b"a" * 64 + b"\r\n\r\n",
     b"GET /healthz?" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
     b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
@@ -177,6 +179,14 @@ async def test_upgrades_are_ignored(packet):
         answer = await running.ask(packet)
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert b"101" not in answer
+
+
+@pytest.mark.parametrize("host", [b".", b"a" * 64, b"a..b:80", b"\xdf" * 60])
+async def test_a_host_that_is_none_is_a_bad_request(host):
+    async with serving() as running:
+        answer = await running.ask(GET.replace(b"localhost", host))
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        await running.still_serves()
 
 
 async def test_resets_are_survived():
