@@ -218,6 +218,7 @@ class Connection(TCPServer):
         if self.http.connection.our_state is not h11.DONE or self.http.connection.their_state is not h11.DONE:
             return False
         self.http.connection.start_next_cycle()
+        self.http.head_only = False
         self._calls.call = None
         return True
 

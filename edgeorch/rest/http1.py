@@ -78,6 +78,8 @@ class Http1(H11Protocol):
     max_body: int
     """Bytes; a request that declares more is not told to go on (``Expect: 100-continue``)."""
     flush: Callable[[], Awaitable[None]]
+    head_only = False
+    """Whether the request under way is a HEAD, whose answers have no body."""
     _whole = False
 
     def received(self, data: bytes) -> None:
@@ -103,6 +105,7 @@ class Http1(H11Protocol):
         while True:
             event = self.connection.next_event()
             if isinstance(event, h11.Request):
+                self.head_only = event.method == b"HEAD"
                 await self._create_stream(event)
                 await self._go_on(event)
             elif isinstance(event, h11.Data):
@@ -135,7 +138,8 @@ class Http1(H11Protocol):
             (b"connection", b"close"),
         ]
         await self._send_head(problem.status, headers)
-        await self._send_h11_event(h11.Data(data=body))
+        if not self.head_only:
+            await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
         await self.flush()
 

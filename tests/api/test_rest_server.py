@@ -189,6 +189,18 @@ async def test_a_host_that_is_none_is_a_bad_request(host):
         await running.still_serves()
 
 
+async def test_a_head_request_that_is_refused_has_no_body(capsys):
+    async with serving() as running:
+        answer = await running.ask(b"HEAD nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.endswith(b"\r\n\r\n")
+        # What is refused after it is another request.
+        answer = await running.ask(GET.replace(b"GET", b"HEAD") + b"x\r\n\r\n")
+        assert answer.count(b"HTTP/1.1 400 ") == 1
+        assert answer.endswith(b"}")
+    assert "Traceback" not in capsys.readouterr().out
+
+
 async def test_resets_are_survived():
     async with serving() as running:
         for data in (b"", b"G", GET, post(SPEC)[:-5]):
