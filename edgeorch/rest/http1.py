@@ -157,6 +157,9 @@ class Http1(H11Protocol):
             target = target if target.startswith(b"/") else b"/" + target
         if not target.startswith(b"/"):
             raise h11.RemoteProtocolError("the request's target must be a path", error_status_hint=400)
+        if request.method != request.method.upper():
+            # The application would take HeAD for HEAD, which has no body, and h11 would miss it.
+            raise h11.RemoteProtocolError("methods are written in capitals", error_status_hint=400)
         _check_host(request)
         self.stream = HTTPStream(
             self.app,
@@ -174,7 +177,7 @@ class Http1(H11Protocol):
                 stream_id=STREAM_ID,
                 headers=list(request.headers),
                 http_version=request.http_version.decode(),
-                method=request.method.decode("ascii").upper(),
+                method=request.method.decode("ascii"),
                 raw_path=target,
                 state=self.connection_state,
             )

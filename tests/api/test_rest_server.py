@@ -46,6 +46,7 @@ STRANGE = [
     b"GET http://[bad/ HTTP/1.1\r\nHost: [bad\r\n\r\n",
     b"GET /%ff%00 HTTP/1.1\r\nHost: a b\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\n\r\n",
+    b"HeAD / HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nHost: .\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nHost: " + b"a" * 64 + b"\r\n\r\n",
     b"GET /healthz?" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
