@@ -93,8 +93,8 @@ class Load:
     def spec(self):
         rng = self.rng
         once = rng.random() < 0.3
-        long = rng.random() < 0.3
-        seconds = rng.uniform(4, 25) if long else rng.choice((0, 0, 0.5, 1))
+        long = rng.random() < 0.25
+        seconds = rng.uniform(5, 40) if long else rng.choice((0, 0, 0.5, 1))
         code = 3 if rng.random() < 0.1 else 0
         place = rng.choices(
             ({}, {"self": False}, {"node": rng.choice(self.machines).name}), weights=(60, 30, 10)

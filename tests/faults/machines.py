@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import trio
@@ -97,8 +98,8 @@ class Machine:
         self.state = self.folder / "state"
         self.id = ""
         self.init = None
-        self.cuts = set()
-        """Machines that hear nothing from this one."""
+        self.cuts = Counter()
+        """How many faults keep a machine from hearing this one."""
         authority.issue(self.name, [self.host]).write(self.folder)
         (self.folder / "tokens.toml").write_bytes(tokens)
         self.id = (self.folder / "node_id").read_text().strip()
@@ -138,7 +139,7 @@ class Machine:
         self.init = Init(process, children[0])
         for command in ("link set lo up", f"addr add {self.host}/24 dev eth0", "link set eth0 up"):
             self._ip(*command.split())
-        for other in self.cuts:
+        for other in +self.cuts:
             self._deaf(other, True)
         self.runner.wanted = self.node.wanted = True
 
@@ -198,12 +199,13 @@ class Machine:
 
     def cut(self, other):
         """Nothing that it sends reaches the other one."""
-        self.cuts.add(other)
+        self.cuts[other] += 1
         self._deaf(other, True)
 
     def heal(self, other):
-        self.cuts.discard(other)
-        self._deaf(other, False)
+        self.cuts[other] -= 1
+        if not self.cuts[other]:
+            self._deaf(other, False)
 
     def _deaf(self, other, on):
         if self.init is None:
