@@ -4,6 +4,7 @@ import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
+from virtual_steps import ended, started
 
 from edgeorch.dispatch import audit
 from edgeorch.dispatch.audit import OTHERS, SOURCES, WINDOW_S
@@ -16,20 +17,11 @@ from edgeorch.testing.stores import FailingStore
 from edgeorch.wire.messages import AuditFound, ListAudit
 
 ANN = Caller(token="ann", role="admin", address="192.0.2.7")
-LONG = 5_000
 
 
 @pytest.fixture
 def fleet(tmp_path):
     return VirtualFleet(tmp_path)
-
-
-async def started(fleet, nursery, *names):
-    nodes = [fleet.add(name) for name in names]
-    for node in nodes:
-        await nursery.start(node.host.run)
-        await nursery.start(node.run)
-    return nodes
 
 
 async def trail(node, *, local=False, **which):
@@ -41,18 +33,13 @@ async def trail(node, *, local=False, **which):
     ]
 
 
-async def ended(node, task):
-    with trio.fail_after(LONG):
-        return await node.dispatch.wait(task.id, ANN, LONG)
-
-
 async def test_every_deed_is_recorded_where_it_is_done_and_read_anywhere(autojump_clock, fleet, nursery):
     a, b = await started(fleet, nursery, "a", "b")
     task = await a.submit("sleep", "1000", caller=ANN, placement={"node": "a"})
     await trio.sleep(1)
     await b.dispatch.cancel(task.id, ANN)
     await b.dispatch.cancel(task.id, ANN)
-    assert (await ended(a, task)).state is T.CANCELLED
+    assert (await ended(a, task, ANN)).state is T.CANCELLED
     await trio.sleep(1)
     await a.dispatch.change_node("b", "drain", ANN)
     await trio.sleep(1)
@@ -237,7 +224,7 @@ async def test_the_journal_can_be_searched(autojump_clock, fleet, nursery):
     assert [line["audit"] for line in found] == ["submit", "cancel", "cordon"]
     assert all(who.items() <= line.items() for line in found)
     assert found[0]["task"] == found[1]["subject"] == task.id
-    await ended(a, task)
+    await ended(a, task, ANN)
 
 
 async def test_records_of_a_moment_differ_also_after_a_restart(autojump_clock, fleet, nursery):

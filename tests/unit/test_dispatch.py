@@ -5,6 +5,7 @@ import dataclasses
 import msgspec
 import pytest
 import trio
+from virtual_steps import ended, started, until
 
 from edgeorch.callbacks import Callbacks
 from edgeorch.dispatch import accept
@@ -26,30 +27,10 @@ from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
 from edgeorch.wire.messages import RunState
 
-LONG = 5_000
-
 
 @pytest.fixture
 def fleet(tmp_path):
     return VirtualFleet(tmp_path)
-
-
-async def started(fleet, nursery, *names, slots=4):
-    nodes = [fleet.add(name, slots=slots) for name in names]
-    for node in nodes:
-        await nursery.start(node.host.run)
-        await nursery.start(node.run)
-    return nodes
-
-
-async def ended(node, task):
-    with trio.fail_after(LONG):
-        return await node.dispatch.wait(task.id, ADMIN, LONG)
-
-
-async def until(node, task, done):
-    with trio.fail_after(LONG):
-        return await node.dispatch.reader.until(task, LONG, done)
 
 
 def attempts(task):

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 import trio
+from virtual_steps import ended, started, until
 
 from edgeorch import config
 from edgeorch.dispatch.requests import Idempotency, Submission
@@ -14,27 +15,12 @@ from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
 
 LAPTOP = Caller(token="laptop", role="submit")
-LONG = 5_000
 
 
 @pytest.fixture
 async def nodes(tmp_path, nursery):
     fleet = VirtualFleet(tmp_path)
-    made = [fleet.add(name) for name in ("a", "b")]
-    for node in made:
-        await nursery.start(node.host.run)
-        await nursery.start(node.run)
-    return made
-
-
-async def ended(node, task):
-    with trio.fail_after(LONG):
-        return await node.dispatch.wait(task.id, ADMIN, LONG)
-
-
-async def until(node, task, done):
-    with trio.fail_after(LONG):
-        return await node.dispatch.reader.until(task, LONG, done)
+    return await started(fleet, nursery, "a", "b")
 
 
 def many(count):

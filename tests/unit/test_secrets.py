@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 import trio
+from virtual_steps import ended, started, until
 
 from edgeorch.dispatch.requests import Idempotency, Submission
 from edgeorch.errors import InvalidRequestError, KeyReusedError, TooLargeError
@@ -15,7 +16,6 @@ from edgeorch.store import AuditFilter, TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.wire.messages import MakeOffer
 
-LONG = 5_000
 VALUE = "correct horse battery staple"
 GIVEN = {"password": VALUE, "key": {"base64": b"\x00\xff"}}
 KEPT = {"password": Secret(VALUE.encode()), "key": Secret(b"\x00\xff")}
@@ -30,25 +30,11 @@ def fleet(tmp_path):
     return VirtualFleet(tmp_path)
 
 
-async def started(fleet, nursery, *names):
-    nodes = [fleet.add(name) for name in names]
-    for node in nodes:
-        await nursery.start(node.host.run)
-        await nursery.start(node.run)
-    return nodes
-
-
-async def ended(node, task):
-    with trio.fail_after(LONG):
-        return await node.dispatch.wait(task.id, ADMIN, LONG)
-
-
 async def running(node, task, attempts=1):
     def done(now):
         return now.state is T.RUNNING and len(now.attempts) == attempts
 
-    with trio.fail_after(LONG):
-        return await node.dispatch.reader.until(task, LONG, done)
+    return await until(node, task, done)
 
 
 async def written(node):
@@ -163,8 +149,7 @@ async def test_a_key_that_was_lost_holds_the_task_up_and_says_so(autojump_clock,
     a.sealer._fernet = other
     b.me.set_state("ready")
     fleet.touch()
-    with trio.fail_after(LONG):
-        await a.dispatch.reader.until(task, LONG, lambda now: "store.key" in now.reason)
+    await until(a, task, lambda now: "store.key" in now.reason)
     a.sealer._fernet = kept
     assert (await ended(a, task)).state is T.SUCCEEDED
 
