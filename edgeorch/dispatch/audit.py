@@ -6,10 +6,11 @@ from typing import NoReturn
 import structlog
 import trio
 
+from edgeorch.dispatch.gather import newest
 from edgeorch.dispatch.requests import AuditPage
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, StorageError
-from edgeorch.model import Caller, PeerState, origin_of, ulid
+from edgeorch.model import Caller, origin_of, ulid
 from edgeorch.seams import Seams
 from edgeorch.store import AuditFilter, LocalStore, PutAudit
 from edgeorch.wire import Peers
@@ -114,36 +115,21 @@ class Audit:
 
     async def page(self, which: AuditFilter, caller: Caller, *, local: bool) -> AuditPage:
         """Records of this node or of all that answer, newest first."""
-        found = await self.here(which)
-        unreachable: list[str] = []
-        ends: list[str] = []
 
-        async def one_more(node: str, name: str) -> None:
+        async def ask(node: str) -> tuple[list[PutAudit], bool] | None:
             answer = await self._ask(node, ListAudit(caller=caller, which=which))
             if answer is None:
-                unreachable.append(name)
-                return
-            own = [record for record in answer.records if _written_by(record, node)]
-            found.extend(own)
-            if answer.more and own:
-                ends.append(own[-1].id)
+                return None
+            return [record for record in answer.records if _written_by(record, node)], answer.more
 
-        if not local:
-            async with trio.open_nursery() as nursery:
-                for peer in self._view.membership.snapshot().values():
-                    if peer.state is PeerState.ALIVE:
-                        nursery.start_soon(one_more, peer.info.id, peer.info.name)
-                    else:
-                        unreachable.append(peer.info.name)
-        found.sort(key=lambda record: record.id, reverse=True)
-        # As with tasks: where a node's answer was cut, what is older may be missing.
-        cut = max(ends, default="")
-        records = [record for record in found if record.id >= cut][: which.limit]
+        own = await self.here(which)
+        peers = () if local else self._view.membership.snapshot().values()
+        page = await newest(own, peers, ask, which.limit)
         return AuditPage(
-            records=tuple(records),
-            names=self._names(records),
-            unreachable=tuple(sorted(unreachable)),
-            more=bool(cut) or len(found) > len(records) or len(records) == which.limit,
+            records=page.rows,
+            names=self._names(page.rows),
+            unreachable=page.unreachable,
+            more=page.more or len(page.rows) == which.limit,
         )
 
     def _names(self, records: Sequence[PutAudit]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import msgspec
 import structlog
 import trio
 
+from edgeorch.dispatch.gather import newest
 from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.requests import TaskPage
 from edgeorch.dispatch.view import View
@@ -18,7 +19,7 @@ from edgeorch.errors import (
     OriginUnreachableError,
     WireError,
 )
-from edgeorch.model import Caller, Event, PeerState, Task, origin_of
+from edgeorch.model import Caller, Event, Task, origin_of
 from edgeorch.store import TaskFilter
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import (
@@ -91,37 +92,18 @@ class Reader:
         """Tasks of this origin or of all that answer, newest first."""
         if caller.role == "submit":
             which = msgspec.structs.replace(which, owner=caller.token)
-        found = await self.ledger.store.tasks(which)
-        unreachable: list[str] = []
-        ends: list[str] = []
 
-        async def one_more(node: str, name: str) -> None:
+        async def ask(node: str) -> tuple[list[Task], bool] | None:
             answer = await self._list(node, which, caller)
             if answer is None:
-                unreachable.append(name)
-                return
+                return None
             # A node speaks for its own tasks only.
-            own = [task for task in answer.tasks if task.id.endswith(f"-{node}")]
-            found.extend(own)
-            if answer.more and own:
-                ends.append(own[-1].id)
+            return [task for task in answer.tasks if task.id.endswith(f"-{node}")], answer.more
 
-        if not local:
-            async with trio.open_nursery() as nursery:
-                for peer in self.view.membership.snapshot().values():
-                    if peer.state is PeerState.ALIVE:
-                        nursery.start_soon(one_more, peer.info.id, peer.info.name)
-                    else:
-                        unreachable.append(peer.info.name)
-        found.sort(key=lambda task: task.id, reverse=True)
-        # Where a node's list was cut, what is older may be missing: the page ends there, the next goes on.
-        cut = max(ends, default="")
-        page = [task for task in found if task.id >= cut][: which.limit]
-        return TaskPage(
-            tasks=tuple(page),
-            unreachable=tuple(sorted(unreachable)),
-            more=bool(cut) or len(found) > len(page),
-        )
+        own = await self.ledger.store.tasks(which)
+        peers = () if local else self.view.membership.snapshot().values()
+        page = await newest(own, peers, ask, which.limit)
+        return TaskPage(tasks=page.rows, unreachable=page.unreachable, more=page.more)
 
     async def children(self, task_id: str, caller: Caller) -> tuple[Task, ...]:
         """The children of a task, oldest first."""
