@@ -6,6 +6,7 @@ It is minimal on purpose, as machines in the field are: no pip, no venv module, 
 import fcntl
 import functools
 import hashlib
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "dbus", "openssh-server", "sudo", "iproute2", "procps", "kmod"),
     *("python3", "curl", "ca-certificates", "docker.io", "iptables", "nftables", "ufw", "libfaketime"),
 )
+# What debootstrap, which knows no alternatives, cannot resolve the needs of.
+BY_APT = ("firewalld",)
 LABEL = "edgeorch.recipe"
 _ASK_RECIPE = f'{{{{index .Config.Labels "{LABEL}"}}}}'
 BUILD_S = 900
@@ -53,6 +56,11 @@ _FILES = {
 }
 _INSIDE = f"""\
 set -eu
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update
+apt-get -qq install -y --no-install-recommends {" ".join(BY_APT)} >/dev/null
+# A firewall is up only where a test wants one.
+systemctl -q mask firewalld.service
 useradd --create-home --shell /bin/bash {USER}
 useradd --create-home --shell /bin/bash {CAREFUL_USER}
 echo {CAREFUL_USER}:{CAREFUL_PASSWORD} | chpasswd
@@ -98,6 +106,8 @@ def recipe():
 
 def finish(root):
     """Turn a fresh root folder into the image."""
+    # For the package index, until the host writes its own.
+    shutil.copyfile("/etc/resolv.conf", root / "etc/resolv.conf")
     for name, (text, mode) in _FILES.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
