@@ -134,9 +134,10 @@ class Hosts:
             name, address = next(names), next(free)
             if name not in self.by_name and address not in taken:
                 made.append(Host(name, f"{self.prefix}-{name}", address))
+        # In this order, whoever is up first: it is the inventory's, and tells copies from originals.
+        self.by_name |= {host.name: host for host in made}
         with ThreadPoolExecutor(count) as threads:
             list(threads.map(lambda host: self._boot(host, docker=docker), made))
-        self.by_name |= {host.name: host for host in made}
         self._write()
         return made
 
@@ -279,7 +280,6 @@ class Hosts:
             *_AS_MACHINE,
             *("--volume", public, host_image(), "/sbin/init"),
         )
-        self.by_name[host.name] = host
         self._booted(host)
         if docker:
             self.run(host.name, _START_ENGINE)
