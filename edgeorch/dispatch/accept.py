@@ -151,9 +151,8 @@ class Acceptor:
                 task = plans[-1].entry.task
                 records.append(self.audit.record(caller, SUBMIT, task.id, task.name))
                 if submission.secrets:
-                    task_id = plans[-1].entry.task.id
-                    sealed = self.ledger.sealer.seal(task_id, submission.secrets)
-                    changes.append(PutSecrets(task_id=task_id, sealed=sealed))
+                    sealed = self.ledger.sealer.seal(task.id, submission.secrets)
+                    changes.append(PutSecrets(task_id=task.id, sealed=sealed))
             if idempotency is not None:
                 changes.append(
                     PutKey(

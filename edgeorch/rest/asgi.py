@@ -96,22 +96,23 @@ class HttpCall(TrioASGIHTTPConnection):
         if incoming.gone:
             return
         if isinstance(response, Streamed) and response.play is not None:
-            await self._play(incoming, send, response)
+            await self._play(incoming, ResponseSink(send, response), response.play)
         elif isinstance(response, Response):
             await _send_whole(send, response, await response.get_data(as_text=False))
         else:
             await self._send_response(send, response)
 
-    async def _play(self, incoming: Incoming, send: ASGISendCallable, response: Streamed) -> None:
-        sink = ResponseSink(send, response)
+    async def _play(
+        self, incoming: Incoming, sink: "ResponseSink", play: Callable[[Sink], Awaitable[None]]
+    ) -> None:
         error: EdgeorchError | None = None
         try:
-            if self.scope["method"] == "HEAD" or response.play is None:
+            if self.scope["method"] == "HEAD":
                 await sink.start()
                 await sink.end()
             else:
                 async with incoming.watched():
-                    await response.play(sink)
+                    await play(sink)
         except* EdgeorchError as group:
             error = first_error(group)
         if error is None:
@@ -120,7 +121,7 @@ class HttpCall(TrioASGIHTTPConnection):
             log.info("a stream was cut", reason=str(error))
         else:
             problem = problem_response(problem_of(error))
-            await _send_whole(send, problem, await problem.get_data(as_text=False))
+            await _send_whole(sink.send, problem, await problem.get_data(as_text=False))
 
 
 async def _send_whole(send: ASGISendCallable, response: Response | WerkzeugResponse, body: bytes) -> None:
@@ -133,7 +134,7 @@ class ResponseSink:
     """Writes a streamed response as ASGI messages."""
 
     def __init__(self, send: ASGISendCallable, response: Streamed) -> None:
-        self._send = send
+        self.send = send
         self._response = response
         self.started = False
 
@@ -144,15 +145,15 @@ class ResponseSink:
         if status == 204:
             del self._response.headers["Content-Type"]
         shown = [(name.lower().encode(), value.encode()) for name, value in self._response.headers.items()]
-        await self._send({"type": "http.response.start", "status": status, "headers": shown})
+        await self.send({"type": "http.response.start", "status": status, "headers": shown})
 
     async def write(self, data: bytes) -> None:
         """Send a piece."""
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self.send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         """Send the end."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def problem_response(problem: Problem) -> Response:
