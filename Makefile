@@ -41,7 +41,7 @@ lint: $(DEVELOPED) ## Style, types, import rules and playbooks
 	@$(MAKE) --no-print-directory audit $(SBOMS)
 
 audit: $(DEVELOPED) ## Known vulnerabilities in what the playbooks install; says so where nobody can be asked
-	@$(BIN)/python supply/audit.py
+	@$(BIN)/python playbooks/locks/audit.py
 
 # Beside the wheel: what it brings along on each Python.
 dist/edgeorch-$(VERSION)-%.cdx.json: playbooks/locks/%.txt pyproject.toml | $(DEVELOPED)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-spec = importlib.util.spec_from_file_location("supply_audit", ROOT / "supply" / "audit.py")
+spec = importlib.util.spec_from_file_location("supply_audit", ROOT / "playbooks" / "locks" / "audit.py")
 audit = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(audit)
 

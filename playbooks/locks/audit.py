@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOCKS = Path(__file__).parents[1] / "playbooks" / "locks"
+LOCKS = Path(__file__).parent
 PIN = re.compile(r"^([A-Za-z0-9._-]+==\S+?)(?:;.*)?(?: \\)?$", re.MULTILINE)
 UNREACHED = re.compile(
     r"Connection|Timeout|timed out|Resolution|ProxyError|SSLError|ServiceError|HTTPError", re.IGNORECASE
