@@ -106,6 +106,7 @@ class Callbacks:
             loopback=task.caller.loopback,
             body=self._body(task, kind),
             created_at=self.seams.wall(),
+            created_tick=self.seams.tick(),
         )
         self._made.add(callback.id)
         now = self.seams.boottime()
@@ -141,7 +142,7 @@ class Callbacks:
             waiting.setdefault(callback.task_id, []).append(callback)
             self._made.discard(callback.id)
             now = self.seams.boottime()
-            age_s = max(self.seams.wall() - callback.created_at, 0.0)
+            age_s = self.seams.age(callback.created_at, callback.created_tick)
             self._since.setdefault(callback.id, (now - age_s, now))
             # The clock may have been set back over a restart: new numbers stay above those that wait.
             self._number = max(self._number, callback.number)

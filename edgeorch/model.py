@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 
 from edgeorch import secret
+from edgeorch.seams import Tick
 
 CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 NODE_ID_LENGTH = 10
@@ -250,6 +251,7 @@ class Task(Kept, frozen=True, kw_only=True):
     requires: tuple[str, ...] = ()
     service_id: int | None = None
     """The original API's ServiceID, where the task came in by that route."""
+    created_tick: Tick | None = None
     stdout_tail: bytes = b""
     stderr_tail: bytes = b""
 
@@ -311,6 +313,7 @@ class Run(Kept, frozen=True, kw_only=True):
     handle: Handle | None = None
     accepted_at: float
     started_at: float | None = None
+    started_tick: Tick | None = None
     ended_at: float | None = None
     exit: Exit | None = None
     sequence: int = 0

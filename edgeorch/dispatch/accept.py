@@ -24,11 +24,14 @@ from edgeorch.errors import (
 from edgeorch.executor.admission import SECRETS, Rules
 from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
 from edgeorch.secret import MAX_BYTES, size_of
-from edgeorch.store import PutAudit, PutKey, PutSecrets, TaskChange
+from edgeorch.store import PutAudit, PutKey, PutMark, PutSecrets, TaskChange
 
 log = structlog.get_logger()
 
 KEY_LIFE_S = 86_400.0
+SERVICE_ID = "service_id"
+NUMBERS_AHEAD = 1000
+"""ServiceIDs that the store sets aside at once, so that few requests write a mark."""
 MAX_BATCH = 10_000
 MAX_SPEC = 512 << 10
 """Bytes: an offer must fit into one frame between nodes."""
@@ -44,8 +47,9 @@ class Acceptor:
         self.placer = placer
         self.rules = rules
         self._under_way: dict[tuple[str, str], trio.Event] = {}
-        # Never the same number twice, also over restarts: one a millisecond is more than ever comes.
-        self._service_id = int(ledger.seams.wall() * 1000)
+        self._service_id = 0
+        self._reserved = 0
+        """Up to here the store gives no number out again."""
 
     async def submit(
         self, submissions: Sequence[Submission], caller: Caller, idempotency: Idempotency | None
@@ -70,8 +74,9 @@ class Acceptor:
         while scope in self._under_way:
             await self._under_way[scope].wait()
         self._under_way[scope] = done = trio.Event()
+        seams = self.ledger.seams
         try:
-            known = await self.ledger.store.key(*scope, self.ledger.seams.wall())
+            known = await self.ledger.store.key(*scope, seams.wall(), seams.tick())
             sealer = self.ledger.sealer
             secret = any(one.secrets for one in submissions)
             if known is None:
@@ -161,15 +166,19 @@ class Acceptor:
                         body=idempotency.body,
                         task_ids=tuple(plan.entry.task.id for plan in plans),
                         expires_at=self.ledger.seams.wall() + KEY_LIFE_S,
+                        expires_tick=self.ledger.seams.tick(KEY_LIFE_S),
                     )
                 )
             changes.extend(records)
+            marks = self._new_mark()
+            changes.extend(marks)
             runs = [run for plan in plans for run in plan.runs]
             # A caller who goes away now must not leave memory and disk apart.
             with trio.CancelScope(shield=True) as shield:
                 shield.deadline = trio.current_time() + 60
                 await self.ledger.store.commit_both(changes, runs)
                 committed = True
+                self._reserved = max((self._reserved, *(mark.number for mark in marks)))
             if not committed:
                 raise StorageError("the disk did not take the task within 60 s", hint="check the disk")
         finally:
@@ -191,8 +200,7 @@ class Acceptor:
         seams = self.ledger.seams
         service_id = None
         if submission.service_id:
-            self._service_id += 1
-            service_id = self._service_id
+            service_id = self._next_service_id()
         task = Task(
             id=new_task_id(seams.wall(), seams.rng, self.view.node_id),
             name=spec.name,
@@ -200,6 +208,7 @@ class Acceptor:
             origin=self.view.node_id,
             caller=caller,
             created_at=seams.wall(),
+            created_tick=seams.tick(),
             spec=submission.raw,
             priority=spec.priority,
             requires=(SECRETS,) if spec.secrets else (),
@@ -214,6 +223,23 @@ class Acceptor:
         if not plan.changes:
             plan.changes = self.ledger.state_changes(entry)
         return plan
+
+    def _next_service_id(self) -> int:
+        """Never the same number twice, over restarts too, and with the clock set back.
+
+        It starts at the milliseconds since the epoch, for a store that was restored from a backup.
+        """
+        if not self._service_id:
+            mark = self.ledger.store.marks.get(SERVICE_ID, 0)
+            self._service_id = max(mark, int(self.ledger.seams.wall() * 1000))
+        self._service_id += 1
+        return self._service_id
+
+    def _new_mark(self) -> tuple[PutMark, ...]:
+        """What to commit with a ServiceID that no mark on the disk covers."""
+        if self._service_id <= self._reserved:
+            return ()
+        return (PutMark(name=SERVICE_ID, number=self._service_id + NUMBERS_AHEAD),)
 
 
 def _check_secrets(submission: Submission, where: str) -> None:

@@ -53,6 +53,7 @@ def make_children(parent: Entry, nodes: Sequence[Ranked], ledger: Ledger) -> lis
             origin=task.origin,
             caller=task.caller,
             created_at=task.created_at,
+            created_tick=task.created_tick,
             spec=msgspec.json.encode(spec),
             parent=task.id,
             priority=task.priority,

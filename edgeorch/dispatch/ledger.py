@@ -75,9 +75,7 @@ class Ledger:
 
     def admit(self, task: Task, spec: TaskSpec) -> Entry:
         """Take a task into memory; the caller commits it."""
-        # A clock that was set back since then must not give a task more time than it asked for.
-        allowed = self.deadline_s(spec, task.caller)
-        left = min(task.created_at + allowed - self.seams.wall(), allowed)
+        left = self.deadline_s(spec, task.caller) - self.seams.age(task.created_at, task.created_tick)
         entry = Entry(
             task=task,
             shape=shape_of(spec),

@@ -117,8 +117,7 @@ class Life:
         """Around what goes on now: cancelled by ``stop``, and when the time or the lease is over."""
         self._lease_from = self._timer_from = executor.seams.boottime()
         if run.started_at is not None:
-            # Only here does the wall clock decide: no other clock survives a restart of the machine.
-            self._timer_from -= max(executor.seams.wall() - run.started_at, 0.0)
+            self._timer_from -= executor.seams.age(run.started_at, run.started_tick)
         self._tails: tuple[bytes, bytes] = (b"", b"")
         self._undelivered = trio.Event()
         self.ended = trio.Event()
@@ -266,7 +265,7 @@ class Life:
         self._timer_from = self.executor.seams.boottime()
         if self.remote or self.run.offer.number == 1:  # of a further one of its own, the origin has told
             log.info("started", key=self.key, peer=self._origin, driver=self.run.driver)
-        await self._advance(AttemptState.RUNNING, handle=started, started_at=self.executor.seams.wall())
+        await self._advance(AttemptState.RUNNING, handle=started)
         return started
 
     async def _take_secrets(self) -> dict[str, Secret]:
@@ -287,7 +286,7 @@ class Life:
         """Wait for the end, or bring it about when the timeout, the lease or somebody asks for it."""
         driver = self.executor.drivers[self.run.driver]
         if self.run.state is not AttemptState.RUNNING:
-            await self._advance(AttemptState.RUNNING, handle=handle, started_at=self.executor.seams.wall())
+            await self._advance(AttemptState.RUNNING, handle=handle)
 
         async def wait() -> Exit:
             try:
@@ -387,10 +386,15 @@ class Life:
     def _progress(self, text: str) -> None:
         self.executor.origins.progress(self.run, text)
 
-    async def _advance(self, state: AttemptState, *, handle: Handle, started_at: float) -> None:
+    async def _advance(self, state: AttemptState, *, handle: Handle) -> None:
         """Record that the service runs. A full disk does not stop it: the driver finds it again."""
         self.run = msgspec.structs.replace(
-            self.run, state=state, handle=handle, started_at=started_at, sequence=self.run.sequence + 1
+            self.run,
+            state=state,
+            handle=handle,
+            started_at=self.executor.seams.wall(),
+            started_tick=self.executor.seams.tick(),
+            sequence=self.run.sequence + 1,
         )
         self.begun.set()
         put = PutRun(run=self.run)

@@ -5,12 +5,13 @@
 a list of changes as one transaction; when ``commit`` returns, the changes survive power loss.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
 
 from edgeorch.model import Event, Kept, Moment, Run, Task, TaskState
+from edgeorch.seams import Tick
 
 
 class PutTask(Kept, frozen=True, kw_only=True):
@@ -39,6 +40,8 @@ class PutKey(Kept, frozen=True, kw_only=True):
     body: bytes
     task_ids: tuple[str, ...]
     expires_at: float
+    expires_tick: Tick | None = None
+    """Decides within that boot of the machine, whatever the wall clock says."""
 
 
 class Callback(Kept, frozen=True, kw_only=True):
@@ -53,6 +56,7 @@ class Callback(Kept, frozen=True, kw_only=True):
     """Whether the task came over loopback: only then may the callback go there."""
     body: bytes
     created_at: float
+    created_tick: Tick | None = None
 
 
 class PutCallback(Kept, frozen=True, kw_only=True):
@@ -80,6 +84,13 @@ class PutAudit(Kept, frozen=True, kw_only=True):
     subject: str
     detail: str = ""
     count: int = 1
+
+
+class PutMark(Kept, frozen=True, kw_only=True):
+    """No number up to this one is given out again under a name; a lower mark changes nothing."""
+
+    name: str
+    number: int
 
 
 class PutSecrets(Kept, frozen=True, kw_only=True):
@@ -117,7 +128,16 @@ class EndRun(Kept, frozen=True, kw_only=True):
 
 
 TaskChange: TypeAlias = (
-    PutTask | DropTask | PutEvent | PutKey | PutCallback | DropCallback | PutAudit | PutSecrets | DropSecrets
+    PutTask
+    | DropTask
+    | PutEvent
+    | PutKey
+    | PutMark
+    | PutCallback
+    | DropCallback
+    | PutAudit
+    | PutSecrets
+    | DropSecrets
 )
 AttemptChange: TypeAlias = PutRun | DropRun | EndRun
 
@@ -151,6 +171,11 @@ class TaskStore(Protocol):
     ``commit`` is kept. Reads see every commit that has returned.
     """
 
+    @property
+    def marks(self) -> Mapping[str, int]:
+        """The highest ``PutMark`` of each name when the store was opened."""
+        ...
+
     async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
         """Apply all or nothing, durably. Returns the events among the changes, now numbered."""
         ...
@@ -171,7 +196,7 @@ class TaskStore(Protocol):
         """The tasks of a parent, oldest first."""
         ...
 
-    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+    async def key(self, scope: str, key: str, now: float, tick: Tick | None = None) -> PutKey | None:
         """A remembered Idempotency-Key that has not expired."""
         ...
 

@@ -84,6 +84,15 @@ STEPS = (
             CREATE INDEX audit_id ON audit (id) WHERE id IS NOT NULL;
         """,
     ),
+    Step(
+        number=5,
+        compatible=1,
+        sql="""
+            ALTER TABLE keys ADD COLUMN boot INTEGER;
+            ALTER TABLE keys ADD COLUMN tick REAL;
+            CREATE TABLE marks (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+        """,
+    ),
 )
 
 

@@ -23,6 +23,7 @@ class Database:
         lock: file descriptor whose lock keeps a second node out.
         store_id: see ``AttemptStore``.
         boot: see ``AttemptStore``.
+        marks: see ``TaskStore``.
         set_aside: where a damaged predecessor went at this start, or None.
     """
 
@@ -31,6 +32,7 @@ class Database:
     lock: int
     store_id: str
     boot: int
+    marks: dict[str, int]
     set_aside: Path | None
 
     def close(self) -> None:
@@ -64,6 +66,9 @@ def open_database(path: Path, now: float, new_id: str) -> Database:
             writer = stack.enter_context(closing(connect(path)))
             migrate(writer)
             store_id, boot = _start(writer, new_id)
+            marks = {
+                str(name): int(number) for name, number in writer.execute("SELECT name, number FROM marks")
+            }
             reader = stack.enter_context(closing(connect(path)))
             reader.execute("PRAGMA query_only = ON")
             stack.pop_all()
@@ -73,7 +78,7 @@ def open_database(path: Path, now: float, new_id: str) -> Database:
     except OSError as error:
         hint = "check node.state_dir, its owner and its disk"
         raise StartError(f"{error.filename or path}: {error.strerror}", hint=hint) from error
-    return Database(writer, reader, lock, store_id, boot, set_aside)
+    return Database(writer, reader, lock, store_id, boot, marks, set_aside)
 
 
 def _lock(path: Path) -> int:

@@ -165,6 +165,8 @@ def _carry_over(source: sqlite3.Connection, target: sqlite3.Connection, counts: 
         for name in ("boot", "store_id"):
             for (value,) in source.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchall():
                 target.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
+        for name, number in source.execute("SELECT name, number FROM marks").fetchall():
+            target.execute("INSERT INTO marks (name, number) VALUES (?, ?)", (name, number))
 
 
 def _readable(source: sqlite3.Connection, table: str) -> Iterator[tuple[int, Any]]:

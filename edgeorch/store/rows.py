@@ -8,6 +8,7 @@ import structlog
 
 from edgeorch.errors import StorageError
 from edgeorch.model import Event, Run, Task
+from edgeorch.seams import Tick
 from edgeorch.store import (
     AttemptChange,
     AuditFilter,
@@ -21,6 +22,7 @@ from edgeorch.store import (
     PutCallback,
     PutEvent,
     PutKey,
+    PutMark,
     PutRun,
     PutSecrets,
     PutTask,
@@ -44,8 +46,12 @@ _PUT_TASK = """INSERT INTO tasks (id, state, name, node, parent, owner, ended_at
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET state = excluded.state, name = excluded.name, node = excluded.node,
     parent = excluded.parent, owner = excluded.owner, ended_at = excluded.ended_at, body = excluded.body"""
-_PUT_KEY = """INSERT INTO keys (scope, key, expires_at, body) VALUES (?, ?, ?, ?)
-    ON CONFLICT (scope, key) DO UPDATE SET expires_at = excluded.expires_at, body = excluded.body"""
+_PUT_KEY = """INSERT INTO keys (scope, key, expires_at, boot, tick, body) VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (scope, key) DO UPDATE SET expires_at = excluded.expires_at, boot = excluded.boot,
+    tick = excluded.tick, body = excluded.body"""
+_EXPIRED = "CASE WHEN boot = ? THEN tick <= ? ELSE expires_at <= ? END"
+_PUT_MARK = """INSERT INTO marks (name, number) VALUES (?, ?)
+    ON CONFLICT (name) DO UPDATE SET number = MAX(number, excluded.number)"""
 _PUT_CALLBACK = """INSERT INTO callbacks (id, created_at, body) VALUES (?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET created_at = excluded.created_at, body = excluded.body"""
 _PUT_RUN = """INSERT INTO runs (key, accepted_at, body) VALUES (?, ?, ?)
@@ -109,7 +115,13 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:  # n
             yield "DELETE FROM runs WHERE key = ?", (run.offer.key,)
             yield _PUT_ENDED_RUN, (run.offer.task_id, run.offer.number, bare.ended_at, _encode(bare))
         case PutKey():
-            yield _PUT_KEY, (change.scope, change.key, change.expires_at, _encode(change))
+            tick = change.expires_tick
+            when = (
+                (change.expires_at, tick.boot or None, tick.at) if tick else (change.expires_at, None, None)
+            )
+            yield _PUT_KEY, (change.scope, change.key, *when, _encode(change))
+        case PutMark():
+            yield _PUT_MARK, (change.name, change.number)
         case PutCallback(callback=callback):
             yield _PUT_CALLBACK, (callback.id, callback.created_at, _encode(callback))
         case PutAudit():
@@ -120,6 +132,23 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:  # n
             yield "DELETE FROM events WHERE task = ?", (task_id,)
             yield _DROPS[DropSecrets], (task_id,)
             yield "DELETE FROM tasks WHERE id = ?", (task_id,)
+
+
+def key_of(scope: str, key: str, now: float, tick: Tick | None) -> Statement:
+    """The query of a key that has not expired."""
+    return (
+        f"SELECT body FROM keys WHERE scope = ? AND key = ? AND NOT {_EXPIRED}",  # noqa: S608  our own words
+        (scope, key, *_now(now, tick)),
+    )
+
+
+def expired_keys(now: float, tick: Tick | None) -> Statement:
+    """What forgets keys that have expired."""
+    return f"DELETE FROM keys WHERE {_EXPIRED}", _now(now, tick)  # noqa: S608  our own words
+
+
+def _now(wall: float, tick: Tick | None) -> tuple[object, ...]:
+    return (tick.boot, tick.at, wall) if tick else (None, None, wall)
 
 
 def bare_end(run: Run) -> Run:

@@ -7,7 +7,7 @@ flushes. A call alone costs one hop to the thread and back.
 
 import queue
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import trio
 
 from edgeorch.errors import StorageError
 from edgeorch.model import Event, Run, Task
-from edgeorch.seams import Seams
+from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
     AttemptChange,
     AuditFilter,
@@ -193,6 +193,11 @@ class SqliteStore:
 
     # TaskStore
 
+    @property
+    def marks(self) -> Mapping[str, int]:
+        """See ``TaskStore``."""
+        return self._database.marks if self._database else {}
+
     async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
         """See ``TaskStore``."""
         return await self.commit_both(changes, ())
@@ -216,10 +221,10 @@ class SqliteStore:
         sql = "SELECT body FROM tasks WHERE parent = ? ORDER BY id"
         return await self._read(lambda db: _all(db, rows.TASK, sql, (parent,)))
 
-    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+    async def key(self, scope: str, key: str, now: float, tick: Tick | None = None) -> PutKey | None:
         """See ``TaskStore``."""
-        sql = "SELECT body FROM keys WHERE scope = ? AND key = ? AND expires_at > ?"
-        return await self._read(lambda db: _one(db, rows.KEY, sql, scope, key, now))
+        sql, values = rows.key_of(scope, key, now, tick)
+        return await self._read(lambda db: _one(db, rows.KEY, sql, *values))
 
     async def events(self, task_id: str | None, after: int, limit: int) -> list[Event]:
         """See ``TaskStore``."""
@@ -256,7 +261,7 @@ class SqliteStore:
         """See ``TaskStore``. Works in steps, so that commits go on meanwhile."""
         await self._submit(
             [
-                ("DELETE FROM keys WHERE expires_at <= ?", (self._seams.wall(),)),
+                rows.expired_keys(self._seams.wall(), self._seams.tick()),
                 (rows.DROP_STRAY_SECRETS, ()),
                 ("DELETE FROM ended_runs WHERE at < ?", (ended_before,)),
             ]

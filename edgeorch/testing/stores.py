@@ -1,6 +1,6 @@
 """The store's twins for tests: one in memory, without threads, and one that fails on demand."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ import trio
 
 from edgeorch.errors import StorageError
 from edgeorch.model import Event, Run, Task
-from edgeorch.seams import Seams
+from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
     AttemptChange,
     AuditFilter,
@@ -25,6 +25,7 @@ from edgeorch.store import (
     PutCallback,
     PutEvent,
     PutKey,
+    PutMark,
     PutRun,
     PutSecrets,
     PutTask,
@@ -56,6 +57,8 @@ class MemoryStore:
         self._runs: dict[str, Run] = {}
         self._secrets: dict[str, PutSecrets] = {}
         self._ended_runs: dict[tuple[str, int], Run] = {}
+        self._marks: dict[str, int] = {}
+        self.marks: Mapping[str, int] = {}
 
     def reopened(self) -> "MemoryStore":
         """The store as the next start of the node finds it; later changes to one do not show in the other."""
@@ -64,6 +67,7 @@ class MemoryStore:
             if isinstance(value, dict | list):
                 setattr(twin, name, copy(value))
         twin.boot += 1
+        twin.marks = dict(self._marks)
         return twin
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -103,6 +107,8 @@ class MemoryStore:
                 return (numbered,)
             case PutKey():
                 self._keys[change.scope, change.key] = change
+            case PutMark(name=name, number=number):
+                self._marks[name] = max(number, self._marks.get(name, 0))
             case PutCallback(callback=callback):
                 self._callbacks[callback.id] = callback
             case PutAudit():
@@ -144,11 +150,11 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [task for _, task in sorted(self._tasks.items()) if task.parent == parent]
 
-    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+    async def key(self, scope: str, key: str, now: float, tick: Tick | None = None) -> PutKey | None:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
         found = self._keys.get((scope, key))
-        return found if found and found.expires_at > now else None
+        return found if found and not _expired(found, now, tick) else None
 
     async def events(self, task_id: str | None, after: int, limit: int) -> list[Event]:
         """See ``TaskStore``."""
@@ -196,8 +202,8 @@ class MemoryStore:
     async def prune(self, ended_before: float) -> list[str]:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
-        now = self._seams.wall()
-        self._keys = {name: key for name, key in self._keys.items() if key.expires_at > now}
+        now = (self._seams.wall(), self._seams.tick())
+        self._keys = {name: key for name, key in self._keys.items() if not _expired(key, *now)}
         known = self._tasks
         self._secrets = {
             name: kept
@@ -232,6 +238,13 @@ class MemoryStore:
         """See ``AttemptStore``."""
         await trio.lowlevel.checkpoint()
         return [run for (task_id, _), run in sorted(self._ended_runs.items()) if task_id in task_ids]
+
+
+def _expired(key: PutKey, now: float, tick: Tick | None) -> bool:
+    noted = key.expires_tick
+    if noted is not None and tick is not None and noted.boot and noted.boot == tick.boot:
+        return noted.at <= tick.at
+    return key.expires_at <= now
 
 
 def _matches(task: Task, which: TaskFilter) -> bool:
@@ -300,6 +313,11 @@ class FailingStore:
         """See ``AttemptStore``."""
         return self._inner.boot
 
+    @property
+    def marks(self) -> Mapping[str, int]:
+        """See ``TaskStore``."""
+        return self._inner.marks
+
     async def task(self, task_id: str) -> Task | None:
         """See ``TaskStore``."""
         return await self._inner.task(task_id)
@@ -316,9 +334,9 @@ class FailingStore:
         """See ``TaskStore``."""
         return await self._inner.children(parent)
 
-    async def key(self, scope: str, key: str, now: float) -> PutKey | None:
+    async def key(self, scope: str, key: str, now: float, tick: Tick | None = None) -> PutKey | None:
         """See ``TaskStore``."""
-        return await self._inner.key(scope, key, now)
+        return await self._inner.key(scope, key, now, tick)
 
     async def events(self, task_id: str | None, after: int, limit: int) -> list[Event]:
         """See ``TaskStore``."""

@@ -1,5 +1,6 @@
 """A real node whose clock is wrong: it starts, says so, is refused for its clock, and recovers by itself."""
 
+import json
 import sys
 
 import pytest
@@ -56,3 +57,44 @@ def test_a_wrong_clock_is_told_and_healed_without_a_restart(fleet, days):
 def reasons(node):
     """Reason words of its log."""
     return {word.partition("=")[2] for word in node.log().split() if word.startswith("reason=")}
+
+
+@pytest.mark.parametrize("days", [1, -1])
+def test_a_clock_set_over_a_restart_ends_nothing_early_and_forgets_nothing(fleet, days):
+    kitchen = fleet.nodes["kitchen"]
+    shift = kitchen.folder / "shift"
+    shift.write_text("0")
+    kitchen.command = lambda: [
+        sys.executable, "-c", WRONG_CLOCK, str(shift), str(kitchen.folder / "edgeorch.toml")
+    ]  # fmt: skip
+    kitchen.start()
+    stays = kitchen.submit("sleep", "600", timeout_s=3600, deadline_s=7200)
+    eventually(lambda: kitchen.get(f"/api/v1/tasks/{stays['id']}")["state"] == "running", "it runs")
+    first, number = once(kitchen, "k"), service_id(kitchen)
+    kitchen.kill()
+    shift.write_text(str(days * DAY))
+    kitchen.start()
+    found = kitchen.get(f"/api/v1/tasks/{stays['id']}")
+    assert (found["state"], len(found["attempts"])) == ("running", 1)
+    assert once(kitchen, "k") == first
+    assert service_id(kitchen) > number
+    status, _ = kitchen.request("DELETE", f"/api/v1/tasks/{stays['id']}")
+    assert status == 202
+    assert kitchen.ended(stays)["state"] == "cancelled"
+
+
+def once(node, key):
+    """Id of the task that answers for this Idempotency-Key."""
+    spec = {"name": "once", "service": [{"driver": "native", "argv": ["true"]}]}
+    status, body = node.request("POST", "/api/v1/tasks", spec, **{"Idempotency-Key": key})
+    assert status == 202, body
+    return json.loads(body)["id"]
+
+
+def service_id(node):
+    """The ServiceID of one more request by the original API."""
+    body = {"ServiceName": "s", "ServiceInfo": [{"ExecutionType": "native", "ExecCmd": ["true"]}]}
+    status, answer = node.request("POST", "/api/v1/orchestration/services", body)
+    found = json.loads(answer)
+    assert (status, found["Message"]) == (200, "ERROR_NONE")
+    return found["ServiceID"]

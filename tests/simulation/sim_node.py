@@ -192,6 +192,7 @@ class SimNode(VirtualNode):
             wall=lambda: 1e9 + trio.current_time() + self.clock_off_s,
             boottime=trio.current_time,
             rng=self.rng,
+            boot=1,
         )
         self.store = CheckedStore(fleet.checks, name, self.seams)
         self.host = CheckedHost(fleet.checks, name, folder)

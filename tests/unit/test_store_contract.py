@@ -1,6 +1,7 @@
 """What both stores, SQLite and its twin in memory, must do alike."""
 
 import random
+import shutil
 
 import msgspec
 import pytest
@@ -21,7 +22,7 @@ from edgeorch.model import (
     new_task_id,
     ulid,
 )
-from edgeorch.seams import Seams
+from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
     AuditFilter,
     Callback,
@@ -34,6 +35,7 @@ from edgeorch.store import (
     PutCallback,
     PutEvent,
     PutKey,
+    PutMark,
     PutRun,
     PutSecrets,
     PutTask,
@@ -43,7 +45,7 @@ from edgeorch.store.sqlite import SqliteStore
 from edgeorch.testing.stores import FailingStore, MemoryStore
 
 NOW = 1_800_000_000.0
-SEAMS = Seams(wall=lambda: NOW, rng=random.Random(1))
+SEAMS = Seams(wall=lambda: NOW, boottime=lambda: 50.0, rng=random.Random(1), boot=7)
 IDS = [new_task_id(NOW + n, random.Random(n), "0123456789") for n in range(6)]
 
 
@@ -81,8 +83,8 @@ def run(number=0, attempt=1, accepted=NOW):
     return Run(offer=offer, state=AttemptState.RUNNING, accepted_at=accepted)
 
 
-def key(name="k", body=b"1", expires=NOW + 60):
-    return PutKey(scope="ann", key=name, body=body, task_ids=(IDS[0],), expires_at=expires)
+def key(name="k", body=b"1", expires=NOW + 60, tick=None):
+    return PutKey(scope="ann", key=name, body=body, task_ids=(IDS[0],), expires_at=expires, expires_tick=tick)
 
 
 def callback(name="c", at=NOW):
@@ -187,6 +189,34 @@ async def test_keys_expire_and_are_told_apart_by_scope(store):
     assert (await store.key("ann", "k", NOW)).body == b"2"
     assert await store.key("bob", "k", NOW) is None
     assert await store.key("ann", "k", NOW + 60) is None
+
+
+async def test_within_one_boot_of_the_machine_keys_expire_by_its_clock(store):
+    await store.commit([key("same", expires=NOW - 1, tick=Tick(7, 51)), key("over", tick=Tick(7, 50))])
+    await store.commit([key("other", tick=Tick(8, 1)), key("nameless", expires=NOW - 1, tick=Tick(0, 99))])
+    days = NOW + 9e5
+    assert await store.key("ann", "same", days, Tick(7, 50)) is not None
+    assert await store.key("ann", "same", 0.0, Tick(7, 51)) is None
+    assert await store.key("ann", "other", NOW, Tick(7, 50)) is not None
+    assert await store.key("ann", "other", days, Tick(7, 0)) is None
+    assert await store.key("ann", "nameless", NOW, Tick(0, 50)) is None
+    await store.prune(NOW)
+    found = [await store.key("ann", name, 0.0, Tick(7, 0)) for name in ("same", "other", "over", "nameless")]
+    assert [one is not None for one in found] == [True, True, False, False]
+
+
+async def test_a_mark_only_grows_and_counts_from_the_next_start_on(store, tmp_path, nursery):
+    assert store.marks == {}
+    await store.commit([PutMark(name="n", number=5), PutMark(name="m", number=1)])
+    await store.commit([PutMark(name="n", number=4)])
+    assert store.marks == {}
+    if isinstance(store, MemoryStore):
+        again = store.reopened()
+    else:
+        shutil.copytree(tmp_path, tmp_path / "copy")
+        again = SqliteStore(tmp_path / "copy" / "e.db", SEAMS)
+        await nursery.start(again.serve)
+    assert again.marks == {"n": 5, "m": 1}
 
 
 async def test_the_outbox_keeps_its_order_whatever_the_clock_says(store):

@@ -14,7 +14,7 @@ import trio.testing
 
 from edgeorch.errors import StartError, StorageError
 from edgeorch.model import AttemptState, Caller, Event, Offer, Run, Task, TaskState, new_task_id, ulid
-from edgeorch.seams import Seams
+from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
     AuditFilter,
     PutAudit,
@@ -261,10 +261,17 @@ async def test_a_database_of_the_first_release_is_taken_over_and_given_back(tmp_
             migrations.migrate(connection, migrations.STEPS[:1])
             body = msgspec.msgpack.encode({"at": 1.0, "token": "t", "via": "", "action": "a", "subject": "s"})
             connection.execute("INSERT INTO audit (at, body) VALUES (?, ?)", (1.0, body))
+            old = {"scope": "ann", "key": "k", "body": b"1", "task_ids": [task().id], "expires_at": NOW + 1}
+            connection.execute(
+                "INSERT OR IGNORE INTO keys (scope, key, expires_at, body) VALUES (?, ?, ?, ?)",
+                ("ann", "k", NOW + 1, msgspec.msgpack.encode(old)),
+            )
             return connection.execute("SELECT COUNT(*) FROM audit").fetchone()[0]
 
     assert first_release() == 1
     async with opened(path) as store:
+        assert (await store.key("ann", "k", NOW, Tick(1, 1.0))).body == b"1"
+        assert await store.key("ann", "k", NOW + 1, Tick(1, 1.0)) is None
         await store.commit([record, PutTask(task=task()), PutSecrets(task_id=task().id, sealed=b"s")])
         assert await store.audit(AuditFilter()) == [record]
     assert first_release() == 3
