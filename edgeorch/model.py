@@ -351,7 +351,7 @@ class NodeInfo(Kept, frozen=True, kw_only=True):
     drivers: dict[str, str] = {}
     """Driver name to the version of what is behind it; only drivers that work now."""
     limits: tuple[str, ...] = ()
-    """What limits a native service: ``cgroup:memory``, ``cgroup:cpus``, ``rlimit:memory``."""
+    """What limits native services, by what: ``cgroup:memory``, ``rlimit:processes`` and the like."""
     task_isolation: str = ""
     """What keeps native services apart: ``landlock`` or ``none``; empty without them."""
     labels: dict[str, str] = {}

@@ -209,7 +209,11 @@ def runner(loaded: Loaded) -> Iterator[Finding]:
         yield Finding("runner", "failed", said.detail, "run this as root or as the node's user")
         return
     yield Finding("runner", "ok", path)
-    yield Finding("limits", "ok", ", ".join(said.limits) or "none")
+    if any(word.endswith(":processes") for word in said.limits):
+        yield Finding("limits", "ok", ", ".join(said.limits))
+    else:
+        fix = "let the runner be a user of its own, not root, or a unit with TasksMax="
+        yield Finding("limits", "warning", "nothing bounds how many processes services start", fix)
     if said.isolation == "none":
         fix = "a kernel with Landlock (5.19 or newer), and --close in edgeorch-runner.service"
         yield Finding("isolation", "warning", "services can read each other's folders", fix)

@@ -18,6 +18,7 @@ from edgeorch.errors import ConfigError
 from edgeorch.runner import loop as loops
 from edgeorch.runner.attempts import Attempts, log
 from edgeorch.runner.limits import Limits
+from edgeorch.runner.processes import Processes
 from edgeorch.runner.protocol import Welcome
 from edgeorch.runner.records import Records
 from edgeorch.runner.server import Server
@@ -49,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.set_inheritable(int(entry.name), False)
     os.chdir("/")
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    _bound_processes(options.max_processes)
+    processes = Processes(options.max_processes)
+    if not processes.kept:
+        log(
+            "nothing bounds how many processes services start: run the node as a user of its own, not as root"
+        )
     loops.adopt_orphans()
     loops.forbid_tracing()
     loop = loops.Loop()
@@ -71,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         uid=os.getuid(),
         version=__version__,
         work_dir=str(work_dir),
-        limits=limits.kept,
+        limits=limits.kept + processes.kept,
         isolation="none" if landlock is None else "landlock",
         no_secrets=secrets.missing,
     )
@@ -83,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _announce()
     loop.run(attempts.after_round)
     server.close()
+    processes.leave()
     return 0
 
 
@@ -110,28 +116,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=MAX_PROCESSES,
         metavar="N",
-        help="how many more threads its user may have than now; root may have any (default %(default)s)",
+        help="how many more threads its user, for root all services, may have than now (default %(default)s)",
     )
     parser.add_argument("--grace-s", type=float, default=5.0, help="between SIGTERM and SIGKILL at the end")
     parser.add_argument(
         "--linger-s", type=float, help="end when nobody was connected for so long; default: never"
     )
     return parser
-
-
-def _bound_processes(more: int) -> None:
-    """Keep a fork bomb from taking the whole machine (RLIMIT_NPROC counts all threads of a user).
-
-    Services inherit it. The kernel exempts root.
-    """
-    threads = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            if folder.stat().st_uid == os.getuid():
-                threads += sum(1 for _ in (folder / "task").iterdir())
-    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-    if soft == resource.RLIM_INFINITY or threads + more < soft:
-        resource.setrlimit(resource.RLIMIT_NPROC, (threads + more, hard))
 
 
 def _uid(name: str) -> int:

@@ -83,8 +83,9 @@ class List(_Message, frozen=True, kw_only=True):
 class Welcome(_Message, frozen=True, kw_only=True):
     """Who the runner is.
 
-    ``limits`` says what it can limit and by what: of ``cgroup:memory``, ``cgroup:cpus``, ``rlimit:memory``;
-    ``isolation`` what keeps services out of each other's folders: ``landlock`` or ``none``.
+    ``limits`` says what it can limit and by what: of ``cgroup:memory``, ``cgroup:cpus``, ``rlimit:memory``,
+    ``cgroup:processes``, ``rlimit:processes``; ``isolation`` what keeps services out of each other's folders:
+    ``landlock`` or ``none``.
     """
 
     pid: int

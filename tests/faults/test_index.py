@@ -200,7 +200,10 @@ PROMISES = {
         "node/test_bad_services.py::test_a_service_out_of_memory_ends_alone",
         "node/test_container_driver.py::test_out_of_memory",
     ],
-    "fork bomb": ["node/test_bad_services.py::test_a_fork_bomb_is_bounded_and_ended_whole"],
+    "fork bomb": [
+        "node/test_bad_services.py::test_a_fork_bomb_is_bounded_and_ended_whole",
+        "node/test_bad_services.py::test_a_fork_bomb_of_root_is_bounded_and_ended_whole",
+    ],
     "flood of output": [
         "node/test_bad_services.py::test_a_flood_of_output_is_capped_and_the_node_answers_meanwhile",
     ],

@@ -15,6 +15,7 @@ from real_runner import Runner
 from edgeorch.executor.driver import Launch
 from edgeorch.executor.native import NativeDriver
 from edgeorch.model import NativeService
+from edgeorch.runner import processes
 
 USER = 61_234
 """Nobody else's: the kernel counts processes by user."""
@@ -84,6 +85,41 @@ async def test_a_fork_bomb_is_bounded_and_ended_whole(nursery):
     finally:
         runner.end()
         shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, whom no rlimit binds: sudo make test")
+async def test_a_fork_bomb_of_root_is_bounded_and_ended_whole(nursery):
+    folder = Path(tempfile.mkdtemp())
+    runner = Runner(folder, "--max-processes", str(PROCESSES))
+    try:
+        driver = NativeDriver(socket=runner.path, work_dir=folder, run_dir=folder)
+        await nursery.start(driver.run)
+        if "cgroup:processes" not in driver.available.limits:
+            pytest.skip("needs the pids controller of cgroups (kernel), writable and not in others' use")
+        _, group = processes._pids_group()
+        group = group / f"edgeorch-runner-{runner.process.pid}"
+        if not group.exists():
+            pytest.skip("the system bounds this session's processes already (pids.max)")
+        assert (group / "pids.max").read_text() == f"{PROCESSES}\n"
+        service = NativeService(argv=("sh", "-c", BOMB))
+        bomb = await driver.start(Launch(key="bomb.1", name="x", service=service, env={}, output_max=1000))
+        most = 0
+        with trio.fail_after(60):
+            while b"fork" not in Path(bomb.stderr).read_bytes():  # noqa: ASYNC240  a small file
+                most = max(most, int((group / "pids.current").read_text()))
+                await trio.sleep(0.02)
+        assert PROCESSES // 2 < most <= PROCESSES
+        with trio.fail_after(60):
+            await driver.stop(bomb, 0.2)
+            assert (await driver.wait(bomb)).cause == "failed"
+        assert (group / "cgroup.procs").read_text().split() == [str(runner.process.pid)]
+        after = NativeService(argv=("echo", "still", "here"))
+        handle = await driver.start(Launch(key="after.1", name="x", service=after, env={}, output_max=1000))
+        assert (await driver.wait(handle)).exit_code == 0
+    finally:
+        runner.end()
+        shutil.rmtree(folder)
+    assert not group.exists()
 
 
 def test_a_service_out_of_memory_ends_alone(node):

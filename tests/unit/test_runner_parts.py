@@ -14,6 +14,7 @@ import pytest
 
 from edgeorch.runner import landlock, spawn
 from edgeorch.runner.limits import Limits
+from edgeorch.runner.processes import Processes
 from edgeorch.runner.protocol import Ended
 from edgeorch.runner.records import Records
 
@@ -166,6 +167,37 @@ def test_a_group_that_others_use_is_left_alone(delegated):
     assert (delegated / "cgroup.procs").read_text() == str(os.getpid())
     with limits.entered("a.1", 1, 1) as group:
         assert group is None
+
+
+def test_a_runner_of_root_steps_into_a_group_that_bounds_processes(tmp_path):
+    """Of cgroup v2, as plain files; ``node/test_bad_services.py`` does it with the kernel's."""
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    (tmp_path / "edgeorch-runner-1").mkdir()
+    (tmp_path / "edgeorch-runner-1/runner").mkdir()
+    made = Processes(77, root=True, group=(tmp_path, tmp_path))
+    assert made.kept == ("cgroup:processes",)
+    own = tmp_path / f"edgeorch-runner-{os.getpid()}"
+    assert (own / "pids.max").read_text() == "77"
+    assert (own / "cgroup.procs").read_text() == str(os.getpid())
+    assert (tmp_path / "cgroup.subtree_control").read_text() == "+pids +memory +cpu"
+    assert not (tmp_path / "edgeorch-runner-1").exists()
+    made.leave()
+    assert (tmp_path / "cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_a_bound_of_the_system_is_enough(tmp_path):
+    (tmp_path / "unit/leaf").mkdir(parents=True)
+    (tmp_path / "unit/pids.max").write_text("4096\n")
+    (tmp_path / "unit/leaf/pids.max").write_text("max\n")
+    assert Processes(77, root=True, group=(tmp_path, tmp_path / "unit/leaf")).kept == ("cgroup:processes",)
+    assert [each.name for each in (tmp_path / "unit/leaf").iterdir()] == ["pids.max"]
+
+
+def test_a_group_that_takes_nothing_bounds_nothing(tmp_path):
+    (tmp_path / "cgroup.controllers").write_text("pids\n")
+    (tmp_path / "cgroup.subtree_control").mkdir()  # cannot be written, as EBUSY would say
+    assert Processes(77, root=True, group=(tmp_path, tmp_path)).kept == ()
+    assert (tmp_path / "cgroup.procs").read_text() == str(os.getpid())
 
 
 @pytest.mark.parametrize(
