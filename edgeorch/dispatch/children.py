@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 import structlog
+import trio
 
 from edgeorch.dispatch.entry import Entry
 from edgeorch.dispatch.leases import Leases
@@ -73,34 +74,61 @@ def pinned(spec: TaskSpec, node_id: str) -> TaskSpec:
 class Parents:
     """Ends parents when their children have ended, and cancels children with their parent."""
 
-    def __init__(self, ledger: Ledger, leases: Leases) -> None:
+    def __init__(self, ledger: Ledger, leases: Leases, nursery: trio.Nursery) -> None:
         self.ledger = ledger
         self.leases = leases
+        self._nursery = nursery
+
+    def take_up(self, parent: Entry) -> None:
+        """Go on after a start: the children may have ended, or wait for their cancellation."""
+        if parent.task.cancelling:
+            self._nursery.start_soon(self._cancel_children, parent)
+        else:
+            self._nursery.start_soon(self.child_ended, parent.task.id)
 
     async def child_ended(self, parent_id: str) -> None:
-        """End the parent if this was its last child."""
-        parent = self.ledger.open.get(parent_id)
-        if parent is None or parent.task.state.terminal:
+        """End the parent if this was its last child; asks until the disk tells."""
+        wait_s = 0.5
+        while (parent := self.ledger.open.get(parent_id)) is not None and not parent.task.state.terminal:
+            try:
+                children = await self.ledger.store.children(parent_id)
+            except StorageError as error:
+                log.warning("cannot see yet how children ended", task=parent_id, reason=str(error))
+                await trio.sleep(wait_s)
+                wait_s = min(wait_s * 2, 30.0)
+                continue
+            if len(children) >= len(parent.children) and all(child.state.terminal for child in children):
+                await self._end(parent, children)
             return
-        children = await self.ledger.store.children(parent_id)
-        if len(children) < len(parent.children) or not all(child.state.terminal for child in children):
-            return
+
+    async def _end(self, parent: Entry, children: Sequence[Task]) -> None:
         event, reason, exit_code = verdict(children, cancelling=parent.task.cancelling)
         changes, effects = self.ledger.move_task(parent, event, reason, exit_code=exit_code)
         try:
             await self.ledger.commit(parent, changes, effects)
         except StorageError as error:
-            log.warning("cannot record the end of a parent yet", task=parent_id, reason=str(error))
+            log.warning("cannot record the end of a parent yet", task=parent.task.id, reason=str(error))
 
     async def cancel(self, parent: Entry, record: PutAudit) -> None:
         """Cancel every child; the parent ends with the last of them. ``record`` tells who asked."""
-        if not parent.task.cancelling:
-            parent.update(cancelling=True, reason="being cancelled")
+        if parent.task.cancelling:
+            return
+        parent.update(cancelling=True, reason="being cancelled")
+        try:
             await self.ledger.commit(parent, [*self.ledger.state_changes(parent), record])
+        finally:
+            # Memory has moved on: neither a full disk nor a caller who goes away may stop it half-way.
+            self._nursery.start_soon(self._cancel_children, parent)
+
+    async def _cancel_children(self, parent: Entry) -> None:
         for child_id in list(parent.children):
             child = self.ledger.open.get(child_id)
             if child is not None:
-                await self.leases.cancel(child)
+                try:
+                    await self.leases.cancel(child)
+                except StorageError as error:
+                    # It ends all the same, and ``Leases`` writes it down once the disk takes it.
+                    log.warning("cannot record a cancellation yet", task=child_id, reason=str(error))
         await self.child_ended(parent.task.id)
 
 

@@ -112,7 +112,7 @@ class Dispatch:
             nursery=self._nursery,
             seams=self.seams,
         )
-        self.parents = Parents(self.ledger, self.leases)
+        self.parents = Parents(self.ledger, self.leases, self._nursery)
         self.ledger.on_end = self._ended
         self.acceptor = Acceptor(self.ledger, self.view, self.placer, self._rules, self.audit)
         self.reconciler = Reconciler(self.ledger, self.view, self.placer, self.leases, self.peers)
@@ -129,7 +129,7 @@ class Dispatch:
         await self.reconciler.check_local(list(self.executor.lives()))
         for entry in list(self.ledger.open.values()):
             if entry.children:
-                await self.parents.child_ended(entry.task.id)
+                self.parents.take_up(entry)
             if entry.task.cancelling:
                 self.leases.end_attempt(entry, "cancelled")
         await self._nursery.start(self.leases.run)

@@ -214,8 +214,10 @@ class Ledger:
         self.saved(entry, record, revision)
         self._carry_out(entry, effects)
         if late:
-            # A callback among them was looked for in the outbox before it was there.
+            # A callback among them, or the end of a child, was looked for on the disk before it was there.
             self.notifier.wake()
+            if record.state.terminal:
+                self.on_end(entry)
         if record.state.terminal and record is entry.task and not entry.unsaved and self._settled(entry):
             self.open.pop(entry.task.id, None)
 

@@ -22,7 +22,7 @@ from edgeorch.errors import (
 from edgeorch.model import AttemptState as A
 from edgeorch.model import Caller, Exit, NativeService, Offer, PeerState, TaskSpec
 from edgeorch.model import TaskState as T
-from edgeorch.store import PutRun, TaskFilter
+from edgeorch.store import AuditFilter, PutRun, PutTask, TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
 from edgeorch.wire.messages import RunState
@@ -446,6 +446,74 @@ async def test_cancelling_a_parent_cancels_its_children(autojump_clock, fleet, n
     await a.dispatch.cancel(parent.id, ADMIN)
     assert (await ended(a, parent)).state is T.CANCELLED
     assert {child.state for child in await a.dispatch.children(parent.id, ADMIN)} == {T.CANCELLED}
+
+
+async def test_a_parent_is_cancelled_whole_although_the_disk_refuses(autojump_clock, fleet, nursery):
+    a, _ = fleet.add("a"), fleet.add("b")
+    a.store = store = FailingStore(a.store)
+    for node in fleet.nodes.values():
+        await nursery.start(node.host.run)
+        await nursery.start(node.run)
+    parent = await a.submit("sleep", "1000", placement={"mode": "all"})
+    await trio.sleep(1)
+    store.failing = True
+    with pytest.raises(StorageError):
+        await a.dispatch.cancel(parent.id, ADMIN)
+    await trio.sleep(20)
+    hosts = [node.host for node in fleet.nodes.values()]
+    assert all(one.end is not None for host in hosts for one in host.services.values())
+    store.failing = False
+    began = trio.current_time()
+    assert (await ended(a, parent)).state is T.CANCELLED
+    assert trio.current_time() - began < 60
+    assert {child.state for child in await a.dispatch.children(parent.id, ADMIN)} == {T.CANCELLED}
+    assert len(await store.audit(AuditFilter())) == 2
+
+
+async def test_a_parent_whose_cancellation_was_cut_by_a_crash_is_cancelled_whole(
+    autojump_clock, fleet, nursery
+):
+    a, b = await started(fleet, nursery, "a", "b")
+    parent = await a.submit("sleep", "1000", placement={"mode": "all"})
+    await trio.sleep(1)
+    entry = a.dispatch.ledger.open[parent.id]
+    await a.store.commit([PutTask(task=msgspec.structs.replace(entry.task, cancelling=True))])
+    a.crash()
+    a.store = a.store.reopened()
+    await nursery.start(a.run)
+    assert (await ended(a, parent)).state is T.CANCELLED
+    assert {child.state for child in await b.dispatch.children(parent.id, ADMIN)} == {T.CANCELLED}
+
+
+async def test_a_parent_ends_although_the_disk_refused_the_end_of_its_last_child(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    a = fleet.add("a")
+    a.store = store = FailingStore(a.store)
+    await nursery.start(a.host.run)
+    await nursery.start(a.run)
+    parent = await a.submit("sleep", "1000", placement={"mode": "all"}, deadline_s=4000)
+    await trio.sleep(1)
+    (child,) = await a.dispatch.children(parent.id, ADMIN)
+    store.failing = True
+    with pytest.raises(StorageError):
+        await a.dispatch.cancel(child.id, ADMIN)
+    await trio.sleep(10)
+    unreadable, children = True, store.children
+
+    async def read(parent_id):
+        if unreadable:
+            raise StorageError("input/output error")
+        return await children(parent_id)
+
+    monkeypatch.setattr(store, "children", read)
+    store.failing = False
+    await trio.sleep(10)
+    assert (await a.dispatch.task(parent.id, ADMIN)).state is T.RUNNING
+    unreadable = False
+    began = trio.current_time()
+    assert (await ended(a, parent)).state is T.FAILED
+    assert trio.current_time() - began < 60
 
 
 async def test_self_and_node(autojump_clock, fleet, nursery):
