@@ -38,6 +38,8 @@ class Audit:
         self._peers = peers
         self._seams = seams
         self._written = 0
+        self._named = False
+        """Whether records of an older release have ids by now."""
         self._refused: dict[str, tuple[int, str]] = {}
         """By source: how often since the last record, and why at last."""
 
@@ -85,11 +87,23 @@ class Audit:
         task_status.started()
         try:
             while True:
+                await self._name_old()
                 await trio.sleep(WINDOW_S)
                 await self.flush()
         finally:
             with trio.move_on_after(2, shield=True):
                 await self.flush()
+
+    async def _name_old(self) -> None:
+        """Records of the first release had no id; without one nobody can list them."""
+        if self._named:
+            return
+        try:
+            if count := await self._store.name_audit(self._view.node_id):
+                log.info("took over audit records of an older release", count=count)
+            self._named = True
+        except StorageError as error:
+            log.warning("cannot take over audit records of an older release yet", reason=str(error))
 
     async def flush(self) -> None:
         """Write down the logins that were refused since the last time."""

@@ -209,7 +209,11 @@ class TaskStore(Protocol):
         ...
 
     async def audit(self, which: AuditFilter) -> list[PutAudit]:
-        """Audit records, newest id first; those without one, of an older release, are left out."""
+        """Audit records, newest id first; those without one, of an older release, wait for ``name_audit``."""
+        ...
+
+    async def name_audit(self, node_id: str) -> int:
+        """Give an id to this node's records of a release that gave none; how many."""
         ...
 
     async def prune_audit(self, before: float, max_bytes: int) -> None:

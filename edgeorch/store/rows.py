@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from edgeorch.errors import StorageError
-from edgeorch.model import Event, Run, Task
+from edgeorch.model import Event, Run, Task, ulid
 from edgeorch.seams import Tick
 from edgeorch.store import (
     AttemptChange,
@@ -204,6 +204,21 @@ def audited(which: AuditFilter) -> Statement:
             (*values, which.before, max(which.limit, 0)),
         )
     return f"SELECT body FROM audit WHERE {where} ORDER BY id DESC LIMIT ?", (*values, max(which.limit, 0))  # noqa: S608  as above
+
+
+NAMELESS = "SELECT number, body FROM audit WHERE id IS NULL AND number > ? ORDER BY number LIMIT 500"
+
+
+def named(number: int, body: bytes, node_id: str) -> list[Statement]:
+    """A record with an id by its place in the table, which no record of a start has; none where damaged."""
+    return [
+        (
+            "UPDATE audit SET id = ?, body = ? WHERE number = ?",
+            (named_id, _encode(msgspec.structs.replace(record, id=named_id)), number),
+        )
+        for record in decode_all(AUDIT, [(body,)])
+        for named_id in [ulid(record.at, number, node_id)]
+    ]
 
 
 def audit_prunes(before: float, max_bytes: int) -> list[Statement]:

@@ -243,6 +243,16 @@ class SqliteStore:
         """See ``TaskStore``."""
         return await self._read(lambda db: _all(db, rows.AUDIT, *rows.audited(which)))
 
+    async def name_audit(self, node_id: str) -> int:
+        """See ``TaskStore``. Works in steps, so that commits go on meanwhile."""
+        last = named = 0
+        while step := await self._read(lambda db: db.execute(rows.NAMELESS, (last,)).fetchall()):  # noqa: B023  read at once
+            last = step[-1][0]
+            statements = [put for number, body in step for put in rows.named(number, body, node_id)]
+            await self._submit(statements)
+            named += len(statements)
+        return named
+
     async def prune_audit(self, before: float, max_bytes: int) -> None:
         """See ``TaskStore``."""
         await self._submit(rows.audit_prunes(before, max_bytes))

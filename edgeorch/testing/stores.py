@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from edgeorch.errors import StorageError
-from edgeorch.model import Event, Run, Task
+from edgeorch.model import Event, Run, Task, ulid
 from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
     AttemptChange,
@@ -175,6 +175,16 @@ class MemoryStore:
             one for one in found if one.at >= which.since and not (which.before and one.id >= which.before)
         ]
         return found[: max(which.limit, 0)]
+
+    async def name_audit(self, node_id: str) -> int:
+        """See ``TaskStore``."""
+        await trio.lowlevel.checkpoint()
+        nameless = [index for index, record in enumerate(self._audit) if not record.id]
+        for index in nameless:
+            record = self._audit[index]
+            named = ulid(record.at, index + 1, node_id)
+            self._audit[index] = msgspec.structs.replace(record, id=named)
+        return len(nameless)
 
     async def prune_audit(self, before: float, max_bytes: int) -> None:
         """See ``TaskStore``."""
@@ -349,6 +359,12 @@ class FailingStore:
     async def audit(self, which: AuditFilter) -> list[PutAudit]:
         """See ``TaskStore``."""
         return await self._inner.audit(which)
+
+    async def name_audit(self, node_id: str) -> int:
+        """See ``TaskStore``. Counts as a commit."""
+        await trio.lowlevel.checkpoint()
+        self._gate()
+        return await self._inner.name_audit(node_id)
 
     async def prune_audit(self, before: float, max_bytes: int) -> None:
         """See ``TaskStore``. Counts as a commit."""

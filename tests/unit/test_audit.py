@@ -11,7 +11,7 @@ from edgeorch.dispatch.audit import OTHERS, SOURCES, WINDOW_S
 from edgeorch.errors import ForbiddenError, StorageError
 from edgeorch.model import Caller, PeerState, origin_of
 from edgeorch.model import TaskState as T
-from edgeorch.store import AuditFilter
+from edgeorch.store import AuditFilter, PutAudit
 from edgeorch.testing.fleet import VirtualFleet
 from edgeorch.testing.stores import FailingStore
 from edgeorch.wire.messages import AuditFound, ListAudit
@@ -210,6 +210,22 @@ async def test_the_last_refused_logins_are_written_at_the_end(autojump_clock, fl
         a.dispatch.audit.login_refused("192.0.2.1", "why")
         services.cancel_scope.cancel()
     assert [one.count for one in await a.store.audit(AuditFilter())] == [1]
+
+
+async def test_records_of_the_first_release_are_listed_once_the_disk_takes_it(autojump_clock, fleet, nursery):
+    node = fleet.add("a")
+    node.store = failing = FailingStore(node.store)
+    await nursery.start(node.host.run)
+    await nursery.start(node.run)
+    await node.store.commit([PutAudit(at=1.0, token="ann", via="", action="submit", subject="old")])
+    failing.failing = True
+    await nursery.start(node.dispatch.audit.run)
+    await trio.sleep(1)
+    failing.failing = False
+    assert (await node.dispatch.audited(AuditFilter(), ANN, local=False)).records == ()
+    await trio.sleep(WINDOW_S)
+    (record,) = (await node.dispatch.audited(AuditFilter(), ANN, local=False)).records
+    assert (record.subject, record.token) == ("old", "ann")
 
 
 async def test_the_journal_can_be_searched(autojump_clock, fleet, nursery):

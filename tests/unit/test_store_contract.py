@@ -20,6 +20,7 @@ from edgeorch.model import (
     Task,
     TaskState,
     new_task_id,
+    origin_of,
     ulid,
 )
 from edgeorch.seams import Seams, Tick
@@ -189,6 +190,18 @@ async def test_keys_expire_and_are_told_apart_by_scope(store):
     assert (await store.key("ann", "k", NOW)).body == b"2"
     assert await store.key("bob", "k", NOW) is None
     assert await store.key("ann", "k", NOW + 60) is None
+
+
+async def test_audit_records_of_a_release_that_named_none_get_ids(store):
+    old = [PutAudit(at=NOW - 10 + n, token="t", via="", action="a", subject=f"old {n}") for n in range(3)]
+    await store.commit([*old, audit(NOW, "new")])
+    assert await subjects(store) == ["new"]
+    assert await store.name_audit("0123456789") == 3
+    assert await subjects(store) == ["new", "old 2", "old 1", "old 0"]
+    page = await store.audit(AuditFilter(limit=2))
+    assert await subjects(store, before=page[-1].id) == ["old 1", "old 0"]
+    assert {origin_of(record.id) for record in await store.audit(AuditFilter())} == {"0123456789"}
+    assert await store.name_audit("0123456789") == 0
 
 
 async def test_within_one_boot_of_the_machine_keys_expire_by_its_clock(store):

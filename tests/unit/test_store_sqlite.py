@@ -278,6 +278,8 @@ async def test_a_database_of_the_first_release_is_taken_over_and_given_back(tmp_
     async with opened(path) as store:
         assert await store.audit(AuditFilter()) == [record]
         assert await store.secrets(task().id) == b"s"
+        assert await store.name_audit("0123456789") == 2
+        assert [one.at for one in await store.audit(AuditFilter())] == [2.0, 1.0, 1.0]
         await store.prune_audit(1.5, 1 << 20)
         assert await store.audit(AuditFilter()) == [record]
     assert first_release() == 2
