@@ -161,8 +161,10 @@ class Policy(Section, frozen=True, kw_only=True):
     """Devices that containers may have, as patterns (``/dev/video*``); ``gpus``: those of ``--gpus``."""
     host_paths: tuple[str, ...] = ()
     """Host folders that containers may mount; never a Docker socket, which ``privileged`` guards."""
+    volumes: tuple[str, ...] = ()
+    """Volumes of the Engine that containers may mount by name, as patterns (``cache-*``)."""
     privileged: bool = False
-    """Allow privileged containers, the Docker socket, and every capability, namespace and device."""
+    """Allow privileged containers, the Docker socket, and every capability, namespace, device and volume."""
     option_files: bool = False
     """Allow docker run options that read files of the node (``--env-file``, ``--label-file``)."""
     max_cpus: Limit | dict[PolicyRole, Limit] = 0.0

@@ -69,6 +69,8 @@ class ContainerFacts(Kept, frozen=True, kw_only=True):
 
     binds: tuple[str, ...] = ()
     """Host paths that it mounts: ``-v``, ``--mount type=bind``, local volumes made from a host folder."""
+    volumes: tuple[str, ...] = ()
+    """Volumes of the Engine that it mounts by name."""
     privileged: bool = False
     namespaces: tuple[str, ...] = ()
     """Options that share a namespace of the host or of another container."""

@@ -21,10 +21,13 @@ def facts_of(values: Values, body: dict[str, Any]) -> ContainerFacts:
     """Collect the facts. ``body`` is what ``parse`` made of ``values``."""
     host = body["HostConfig"]
     mounted, other = _mounts(host["Mounts"])
-    binds = [text.partition(":")[0] for text in host["Binds"] or () if text.startswith("/")]
+    sources = [text.partition(":")[0] for text in host["Binds"] or ()]
+    binds = [source for source in sources if source.startswith("/")]
+    volumes = [source for source in sources if not source.startswith("/")]
     security = values.all("security-opt")
     return ContainerFacts(
         binds=(*binds, *mounted),
+        volumes=(*volumes, *_named(host["Mounts"])),
         privileged=host["Privileged"],
         namespaces=tuple(_namespaces(host, body["NetworkingConfig"]["EndpointsConfig"])),
         capabilities=tuple(values.all("cap-add")),
@@ -76,6 +79,11 @@ def _mounts(wanted: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
             if kind not in ("", "none"):
                 other.append(f"--mount volume-opt=type={kind}")
     return paths, other
+
+
+def _named(wanted: list[dict[str, Any]]) -> list[str]:
+    names = [mount.get("Source", "") for mount in wanted if mount["Type"] == "volume"]
+    return [name for name in names if name and not name.startswith("/")]
 
 
 def _absolute(path: str) -> str:

@@ -6,7 +6,7 @@ from edgeorch import config
 from edgeorch.model import ContainerFacts
 from edgeorch.policy.images import Images
 from edgeorch.policy.paths import HostPaths
-from edgeorch.policy.patterns import covers
+from edgeorch.policy.patterns import covers, glob
 from edgeorch.policy.refuse import Refuse
 
 GPUS = "gpus"
@@ -80,6 +80,9 @@ class ContainerRules:
         for text in facts.devices:
             if not self._allows_device(text):
                 yield "policy.devices", f"policy.devices does not list the device {text}"
+        for name in facts.volumes:
+            if not any(glob(entry).fullmatch(name) for entry in self._settings.volumes):
+                yield "policy.volumes", f"policy.volumes does not list the volume {name}"
         for text in facts.namespaces:
             kind, mode = _namespace(text)
             if mode == "host" and kind not in self._settings.namespaces:

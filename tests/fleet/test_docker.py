@@ -96,6 +96,7 @@ def test_open_runs_the_readme_and_guarded_names_what_it_refuses(fleet, docker_mo
         ("-v", "/etc:/host:ro"): "policy.host_paths does not list /etc",
         ("-v", "/srv/data/../../run:/x"): "the Docker socket",
         ("--mount", "type=bind,source=/,target=/x"): "the Docker socket",
+        ("-v", "others:/x"): "policy.volumes does not list the volume others",
         ("--env-file", "/etc/shadow"): "policy.option_files is off",
     }.items():
         assert said in refusal(n2, *options)

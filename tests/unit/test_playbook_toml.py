@@ -64,6 +64,7 @@ WISHES = {
     "edgeorch_docker_binds": ["/srv/a"],
     "edgeorch_docker_capabilities": ["NET_ADMIN"],
     "edgeorch_docker_namespaces": ["network"],
+    "edgeorch_docker_volumes": ["cache-*"],
     "edgeorch_labels": {"zone": 'it\'s "here"'},
     "edgeorch_weight": 2,
     "edgeorch_volatile": True,
@@ -99,6 +100,7 @@ def test_the_settings_of_a_guarded_host_as_ansible_makes_them(tmp_path, wishes):
             host_paths=("/srv/a",),
             capabilities=("NET_ADMIN",),
             namespaces=("network",),
+            volumes=("cache-*",),
             max_tasks={"submit": 100},
         )
     assert found.policy == expected

@@ -318,6 +318,7 @@ def test_what_reaches_beyond_the_container(facts, said):
         ({"devices": ("/dev/snd/../sda",)}, "devices", [], ["/dev/snd", "/dev/**"]),
         ({"devices": ("dev/sda",)}, "devices", [], ["/dev", "/dev/**"]),
         ({"devices": ("--gpus all",)}, "devices", ["gpus"], ["/dev", "/dev/**"]),
+        ({"volumes": ("cache-1",)}, "volumes", ["cache-*"], ["cache", "ache-1", "cache-"]),
     ],
 )
 def test_what_lists_open(facts, key, listed, others):

@@ -50,6 +50,7 @@ folders = st.sampled_from(
         "/run",
         "/var/run/docker.sock",
         "data",
+        "cache-1",
     ]
 )
 capabilities = st.sampled_from(["ALL", "all", "NET_ADMIN", "cap_sys_admin", "SYS_TIME", ""])
@@ -161,6 +162,7 @@ opened = st.builds(
     devices=st.sampled_from([(), ("/dev/video*",), ("gpus",)]),
     capabilities=st.sampled_from([(), ("NET_ADMIN",), ("CAP_SYS_TIME",)]),
     namespaces=st.sampled_from([(), ("network",), ("pid", "ipc")]),
+    volumes=st.sampled_from([(), ("cache-*",)]),
 )
 
 
@@ -223,6 +225,8 @@ def beyond(body, policy):
     for mount in host["Mounts"]:
         if mount["Type"] == "bind" or mount.get("Source", "").startswith("/"):
             folders.append("/" + mount.get("Source", "").lstrip("/"))
+        elif mount["Type"] == "volume" and mount.get("Source"):
+            folders.append(mount["Source"])
         elif mount["Type"] not in {"volume", "tmpfs"}:
             yield mount
         driver = mount.get("VolumeOptions", {}).get("DriverConfig", {})
@@ -233,10 +237,14 @@ def beyond(body, policy):
             folders.append("/" + options["device"].lstrip("/"))
             if options.get("type", "") not in {"", "none"}:
                 yield mount
-    for folder in folders:
-        inside = re.fullmatch("/srv/data(/x)?", folder) and policy.host_paths
-        if folder.startswith("/") and not inside:
-            yield folder
+    yield from (folder for folder in folders if not opened_by(policy, folder))
+
+
+def opened_by(policy, source):
+    """Whether the policy lists a folder of the host or a volume."""
+    return (policy.host_paths and re.fullmatch("/srv/data(/x)?", source)) or (
+        policy.volumes and re.fullmatch("cache-[^/]*", source)
+    )
 
 
 @given(words, opened)
@@ -259,6 +267,7 @@ def test_what_is_not_listed_never_reaches_the_engine(options, policy):
         *(["--mount", "dst=/x,volume-opt=device=/etc,volume-opt=type=none,volume-opt=o=bind"],),
         *(["--mount", 'dst=/x,volume-opt=device=etc,volume-opt=type=tmpfs,"volume-opt=o=ro,rbind"'],),
         *(["--mount", "dst=/x,volume-driver=odd"], ["--mount", "type=npipe,source=/x,dst=/x"]),
+        *(["-v", "data:/x"], ["--mount", "source=data,target=/x"], ["--mount", "type=volume,src=d,dst=/x"]),
         *(["--volumes-from", "x"], ["--volumes-from=x:ro"], ["--volume-driver", "odd"]),
         *(["--network", "host"], ["--net=host"], ["--network", "name=host"], ["--net", "container:x"]),
         *(["--network=bridge", "--net=host"], ["--pid=host"], ["--pid", "container:x"], ["--ipc", "host"]),
