@@ -5,24 +5,24 @@ deadlines; an unexpected exception ends this connection and nothing else (DESIGN
 """
 
 import math
+import os
 import ssl
 from collections.abc import Callable
 
-import h11
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Event, RawData
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ConnectionState, LifespanState
+from hypercorn.typing import AppWrapper, ASGIReceiveEvent, LifespanState
 from hypercorn.utils import parse_socket_addr
 
 from edgeorch.addresses import is_loopback
 from edgeorch.config import Api
 from edgeorch.errors import TlsRequiredError
-from edgeorch.rest.http1 import Http1, OneCall
+from edgeorch.rest.http1 import BadRequestError, Reader
 from edgeorch.rest.problems import PROBLEM_TYPE, problem_of, problem_of_status
+from edgeorch.rest.reply import GO_ON, Part, Reply
 from edgeorch.timing import Histogram, clock
 
 log = structlog.get_logger()
@@ -69,14 +69,13 @@ class Connection(TCPServer):
         self.cut = False
         self.client = parse_socket_addr(stream.socket.family, stream.socket.getpeername())
         self.server = parse_socket_addr(stream.socket.family, stream.socket.getsockname())
-        self._calls = OneCall()
-        self._out: list[bytes] = []
-        self._unsent = 0
+        self.reader = Reader()
+        self.reply: Reply | None = None
         self._due = math.inf
         self._gone = False
         self._torn = False
         self._late = False
-        self._bad: h11.RemoteProtocolError | None = None
+        self._bad: BadRequestError | None = None
 
     async def run(self) -> None:
         """Serve; returns when the connection is closed, whatever the reason."""
@@ -99,7 +98,7 @@ class Connection(TCPServer):
     @property
     def waits(self) -> bool:
         """Whether no request has arrived whole and is unanswered: cutting it costs nobody an answer."""
-        return self._calls.call is None or not self.http.request_complete
+        return not self.reader.complete
 
     @property
     def _encrypted(self) -> bool:
@@ -145,19 +144,8 @@ class Connection(TCPServer):
     # Request after request
 
     async def _converse(self) -> None:
-        self.http = Http1(
-            self.app,
-            self.config,
-            self.context,
-            self._calls,
-            ConnectionState(self.state),
-            self._encrypted,
-            self.client,
-            self.server,
-            self.protocol_send,
-        )
-        self.http.max_body = self.api.max_body
-        self.http.flush = self.flush
+        self.reader.scheme = "https" if self._encrypted else "http"
+        self.reader.client, self.reader.server = self.client, self.server
         while await self._request():
             await self._answer()
             if not await self._recycle():
@@ -167,80 +155,96 @@ class Connection(TCPServer):
 
     async def _request(self) -> bool:
         """Wait for a request's head; False: the connection is to be closed."""
-        self.idle = self.http.unparsed == 0
+        self.idle = self.reader.unparsed == 0
         now = trio.current_time()
         self._due = now + (self.api.keep_alive_s if self.idle else self.api.body_timeout_s)
         try:
-            await self.http.advance()
-            while self._calls.call is None:
+            if not self.idle:
+                await trio.lowlevel.checkpoint()  # requests that came together take turns with the others
+                self.reader.advance()
+            while self.reader.call is None:
                 if self.idle and self.context.terminated.is_set():
                     return False
                 data = await self._receive(self._due)
                 if not data:
                     if data is None and not self.idle:
-                        await self.http.refuse(problem_of_status(408, "the request did not arrive in time"))
+                        await self._refuse(408, "the request did not arrive in time")
                     return False
                 if self.idle:
                     self.idle = False
                     self._due = trio.current_time() + self.api.body_timeout_s
-                self.http.received(data)
-                await self.http.advance()
-        except h11.RemoteProtocolError as error:
+                self.reader.received(data)
+                self.reader.advance()
+        except BadRequestError as error:
             await self._refuse_bad(error)
             return False
         return True
 
     async def _answer(self) -> None:
         """Run the application on the request."""
-        call = self._calls.call
+        call = self.reader.call
         if call is None:
             return
         begun = clock()
+        self.reply = Reply(
+            self.flush,
+            self.context.terminated.is_set,
+            head_only=self.reader.head_only,
+            version=call.scope["http_version"],
+            keep_alive=call.keep_alive,
+        )
+        if call.hesitates and not call.events and call.declared <= self.api.max_body:
+            await self.flush(GO_ON)
         try:
             await self.app(
-                call.scope, self._app_receive, call.send, trio.to_thread.run_sync, trio.from_thread.run
+                call.scope, self._app_receive, self.reply.send, trio.to_thread.run_sync, trio.from_thread.run
             )
         except Exception:  # the same containment, while there is still a way to answer
             log.exception("A request failed unexpectedly", client=self.address)
-            await self.http.refuse(problem_of_status(500, "the node failed to answer this request"))
+            await self._refuse(500, "the node failed to answer this request")
             self._torn = True
         self.took.since(begun)
         if self._late:
-            await self.http.refuse(problem_of_status(408, "the body did not arrive in time"))
+            await self._refuse(408, "the body did not arrive in time")
         elif self._bad is not None:
             await self._refuse_bad(self._bad)
 
     async def _recycle(self) -> bool:
         """Make ready for the next request; False: there is none on this connection."""
-        if self._gone or self._torn:
+        if self._gone or self._torn or self.reply is None:
             return False
-        await self._skip_body()
-        if self.http.connection.our_state is not h11.DONE or self.http.connection.their_state is not h11.DONE:
+        if self.reply.part is not Part.NOTHING or not self.reply.keep_alive:
             return False
-        self.http.connection.start_next_cycle()
-        self.http.head_only = False
-        self._calls.call = None
+        if not self.reader.complete:
+            await self._skip_body()
+            if not self.reader.complete:
+                return False
+        self.reader.done()
+        self.reply = None
         return True
 
     async def _skip_body(self) -> None:
         """Read the rest of a body that nobody wanted, if it is short, so that the connection can go on."""
         left = self.api.max_body
         try:
-            while self.http.connection.their_state is h11.SEND_BODY and left > 0:
-                if self.http.connection.our_state is not h11.DONE:
-                    return
+            while not self.reader.complete and left > 0:
                 data = await self._receive(min(self._due, trio.current_time() + LINGER_S))
                 if not data:
                     return
                 left -= len(data)
-                self.http.received(data)
-                await self.http.advance()
-        except h11.RemoteProtocolError:
+                self.reader.received(data)
+                self.reader.advance()
+        except BadRequestError:
             return
 
-    async def _refuse_bad(self, error: h11.RemoteProtocolError) -> None:
-        status = error.error_status_hint if 400 <= error.error_status_hint < 600 else 400
-        await self.http.refuse(problem_of_status(status, f"the request is not valid HTTP/1.1: {error}"))
+    async def _refuse(self, status: int, why: str) -> None:
+        """Answer in the application's place, where it is not too late."""
+        if self.reply is None:
+            self.reply = Reply(self.flush, self.context.terminated.is_set, head_only=self.reader.head_only)
+        await self.reply.refuse(problem_of_status(status, why))
+
+    async def _refuse_bad(self, error: BadRequestError) -> None:
+        await self._refuse(error.status, f"the request is not valid HTTP/1.1: {error}")
 
     # Bytes in
 
@@ -258,48 +262,36 @@ class Connection(TCPServer):
 
     async def _app_receive(self) -> ASGIReceiveEvent:
         """The application's receive: body events, then the client's disconnect."""
-        call = self._calls.call
+        call = self.reader.call
         if call is None:
             return _DISCONNECT
         while not call.events:
-            complete = self.http.request_complete
-            if complete and self.http.unparsed > PIPELINED:
+            complete = call.complete
+            if complete and self.reader.unparsed > PIPELINED:
                 await trio.sleep_forever()
             data = await self._receive(math.inf if complete else self._due)
             if not data:
                 self._late = data is None
                 return _DISCONNECT
-            self.http.received(data)
+            self.reader.received(data)
             if not complete:
                 try:
-                    await self.http.advance()
-                except h11.RemoteProtocolError as error:
+                    self.reader.advance()
+                except BadRequestError as error:
                     self._bad = error
                     return _DISCONNECT
         return call.events.popleft()
 
     # Bytes out
 
-    async def protocol_send(self, event: Event) -> None:
-        """Collect what Hypercorn's protocol writes; ``flush`` sends it."""
-        if isinstance(event, RawData):
-            self._out.append(event.data)
-            self._unsent += len(event.data)
-            if self._unsent >= PIECE:
-                await self.flush()
-
-    async def flush(self) -> None:
-        """Send what was collected. A client that does not read for ``write_timeout_s`` is cut."""
-        # What waits for a client that does not read is not copied once more.
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
-        self._unsent = 0
-        if self._gone or not data:
+    async def flush(self, data: bytes) -> None:
+        """Send. A client that does not read for ``write_timeout_s`` is cut."""
+        if self._gone:
             return
         self._torn = True
-        view = memoryview(data)
         try:
-            for start in range(0, len(data), PIECE):
+            view = memoryview(data)[0 if self._encrypted else self._write(data) :]
+            for start in range(0, len(view), PIECE):
                 with trio.fail_after(self.api.write_timeout_s):
                     await self.stream.send_all(view[start : start + PIECE])
         except (*_GONE, trio.TooSlowError):
@@ -308,10 +300,17 @@ class Connection(TCPServer):
             await trio.aclose_forcefully(self.transport)
         self._torn = False
 
+    def _write(self, data: bytes) -> int:
+        """What the system takes at once: mostly all of it, which saves a turn of the loop."""
+        try:
+            return os.write(self.transport.socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+
     async def _say_goodbye(self) -> None:
         """End the connection so that the client still gets all that was sent."""
         with trio.move_on_after(self.api.write_timeout_s):
-            if not (self.idle or self.http.request_complete):
+            if not (self.idle or self.reader.complete):
                 await self._linger()
             elif self._encrypted:
                 await self.stream.aclose()

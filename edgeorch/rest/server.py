@@ -1,4 +1,4 @@
-"""The REST listener: Quart-Trio on Hypercorn's protocol, where no connection can end or stop the others."""
+"""The REST listener: Quart-Trio on Hypercorn's TCP server, where no connection can end or stop the others."""
 
 import errno
 import operator
@@ -66,7 +66,6 @@ class Server:
         self._config = Config()
         self._config.errorlog = None
         self._config.include_server_header = False
-        self._config.keep_alive_max_requests = 1 << 62
         self._context = WorkerContext(None)
         self._connections: set[Connection] = set()
         self._told = 0
@@ -99,9 +98,8 @@ class Server:
     async def stop(self, grace_s: float = 3.0) -> None:
         """Accept nothing new, close idle connections, give running requests ``grace_s``, then cut them."""
         self._accepting.cancel()
-        await self._context.terminated.set()
         # A response now says ``Connection: close``, so that the client does not come back on this connection.
-        self._config.keep_alive_max_requests = 0
+        await self._context.terminated.set()
         self._serving.deadline = trio.current_time() + grace_s
         for connection in self._connections:
             if connection.idle:

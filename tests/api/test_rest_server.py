@@ -55,6 +55,8 @@ STRANGE = [
     b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
     b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     b"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+    b"GET /healthz HTTP/1.1\nHost: localhost\n\n",
+    b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length : 5\r\n\r\nhello",
 ]
 
 
@@ -238,6 +240,35 @@ async def test_keep_alive_and_pipelining():
         await stream.send_all(GET)
         head, _ = await one_answer(stream)
         assert head.startswith(b"HTTP/1.1 200")
+
+
+async def test_requests_that_came_together_take_turns_with_others():
+    async with serving() as running, await running.connect() as stream:
+        await stream.send_all(GET * 200)
+        await stream.receive_some()
+        # The first is answered; had they been served in one go, all would be.
+        assert sum(running.server.statistics()["request_seconds"].counts) < 200
+
+
+@pytest.mark.parametrize(
+    "doubtful",
+    [
+        post(b"0\r\n\r\n", b"Transfer-Encoding: chunked"),
+        post(b"0\r\n\r\n", b"Transfer-Encoding: chunked", length=len(GET)),
+        post(b"0\r\n\r\n", b"Transfer-Encoding : chunked"),
+        post(b"0\r\n\r\n", b"Transfer-Encoding: xchunked", length=False),
+        post(SPEC, b"Content-Length: 3"),
+        post(b"0\r\n\r\n", b"A: b", b" Transfer-Encoding: chunked", length=False),
+        post(b"0\r\n\n", b"Transfer-Encoding: chunked", length=False),
+        WEBSOCKET.replace(b"\r\n\r\nx", b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    ],
+)
+async def test_what_could_be_read_in_two_ways_is_refused_and_nothing_after_it_is_read(doubtful):
+    async with serving() as running:
+        answer = await running.ask(doubtful + GET)
+        assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert running.backend.submitted == 0
 
 
 async def test_head_says_the_same_without_a_body():

@@ -45,6 +45,7 @@ from edgeorch.rest.auth import Tokens, check_browser
 from edgeorch.rest.backend import NodeView
 from edgeorch.rest.connection import Connection
 from edgeorch.rest.decode import submissions_of
+from edgeorch.rest.http1 import BadRequestError, Reader
 from edgeorch.rest.views import node_document
 from edgeorch.runner import protocol
 from edgeorch.scheduler import Candidate, rank
@@ -297,6 +298,31 @@ def _app():
     return backend, api, ASGIWrapper(app), hypercorn
 
 
+def reader(data):
+    """The same requests and the same verdict, however the bytes are cut."""
+    found = _read(data, len(data) or 1)
+    assert _read(data, random.Random(data).choice((1, 2, 3, 5, 17))) == found
+    requests, refused = found
+    return f"{[(method, len(body) > 0) for method, _, _, body in requests[:3]]} {refused}"
+
+
+def _read(data, step):
+    reader, found = Reader(), []
+    try:
+        for start in range(0, len(data), step):
+            reader.received(data[start : start + step])
+            while True:
+                reader.advance()
+                if not reader.complete:
+                    break
+                scope, body = reader.call.scope, b"".join(event["body"] for event in reader.call.events)
+                found.append((scope["method"], scope["raw_path"], scope["headers"], body))
+                reader.done()
+    except BadRequestError:
+        return found, True
+    return found, False
+
+
 def http(data):
     """A whole connection: what comes back is HTTP, and nothing was unexpected."""
     with capture_logs() as logs:
@@ -394,6 +420,20 @@ HTTP_WORDS = (
         b"//",
         b"/../",
     ),
+)
+HTTP_REQUESTS = (
+    _request("GET", "/healthz") + _request("HEAD", "/api/v1/nodes"),
+    _request("POST", "/api/v1/tasks", SPEC, "Prefer: wait=1", "Idempotency-Key: a"),
+    _request("POST", "/api/v1/tasks?dry_run=true", WHOLE, "Expect: 100-continue"),
+    _request("POST", "/api/v1/orchestration/services", ORIGINAL),
+    _request("GET", "/api/v1/tasks?state=running&name=a&limit=3&cursor=x&local=true"),
+    _request("GET", f"/api/v1/tasks/{TASK}/output?stream=both&tail=3&offset=1&format=ndjson&follow=true"),
+    _request("GET", f"/api/v1/tasks/{TASK}/events", b"", "Last-Event-ID: 4"),
+    _request("DELETE", f"/api/v1/tasks/{TASK}") + _request("POST", "/api/v1/nodes/self/drain"),
+    _request("POST", "/api/v1/tasks", b"", "Transfer-Encoding: chunked") + b"3\r\n{}\n\r\n0\r\n\r\n",
+    _request("POST", "/api/v1/tasks", b"", "Transfer-Encoding: chunked", "Connection: close")
+    + b"%x;a=b\r\n%b\r\n0\r\nTrailer: a\r\n\r\n" % (len(SPEC), SPEC),
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 )
 
 
@@ -538,23 +578,6 @@ TARGETS = {
         (b"localhost:56001\nhttp://localhost:56001\napplication/json", b"[::1]:1\n\ntext/plain"),
         (b"localhost", b"127.0.0.1", b"http://", b"[", b"]", b":", b"@", b"null", b"\xff", b"%", b";"),
     ),
-    "http": Target(
-        http,
-        (
-            _request("GET", "/healthz") + _request("HEAD", "/api/v1/nodes"),
-            _request("POST", "/api/v1/tasks", SPEC, "Prefer: wait=1", "Idempotency-Key: a"),
-            _request("POST", "/api/v1/tasks?dry_run=true", WHOLE, "Expect: 100-continue"),
-            _request("POST", "/api/v1/orchestration/services", ORIGINAL),
-            _request("GET", "/api/v1/tasks?state=running&name=a&limit=3&cursor=x&local=true"),
-            _request(
-                "GET", f"/api/v1/tasks/{TASK}/output?stream=both&tail=3&offset=1&format=ndjson&follow=true"
-            ),
-            _request("GET", f"/api/v1/tasks/{TASK}/events", b"", "Last-Event-ID: 4"),
-            _request("DELETE", f"/api/v1/tasks/{TASK}") + _request("POST", "/api/v1/nodes/self/drain"),
-            _request("POST", "/api/v1/tasks", b"", "Transfer-Encoding: chunked") + b"3\r\n{}\n\r\n0\r\n\r\n",
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        ),
-        (*HTTP_WORDS, *JSON_WORDS[:6]),
-        share=8,
-    ),
+    "reader": Target(reader, HTTP_REQUESTS, HTTP_WORDS),
+    "http": Target(http, HTTP_REQUESTS, (*HTTP_WORDS, *JSON_WORDS[:6]), share=8),
 }
