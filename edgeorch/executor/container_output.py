@@ -99,7 +99,7 @@ def _to_skip(file: CappedFile, source: Source) -> int:
     if source is Source.REPLAY:
         return file.received
     if source is Source.JSON_REPLAY:
-        return _json_length(file.path, file.kept) + file.dropped
+        return _json_length(Path(file.path), file.kept) + file.dropped
     return 0
 
 

@@ -86,7 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log(f"{options.socket}: {error.strerror or error} ({_me()} must be able to write; keep it short)")
         return EX_CONFIG
     _announce()
-    loop.run(attempts.after_round)
+
+    def after_round() -> None:
+        attempts.after_round()
+        server.flush()
+        # Told before it is written: a disk that is busy with somebody's fsync would delay every exit.
+        records.write()
+
+    loop.run(after_round)
     server.close()
     processes.leave()
     return 0

@@ -1,14 +1,14 @@
 """The attempts of this runner: started, pumped, ended with all that they started, kept until forgotten."""
 
+import math
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeorch.runner import protocol, spawn, tree
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 LEFTOVER_GRACE_S = 2.0
 """For what a main process leaves behind."""
+LEASE_TICK_S = 0.25
 LEASE_GRACE_S = 1.0
-"""An attempt must be gone within 2 s of the end of its lease (DESIGN §8)."""
+"""An attempt must be gone within 2 s of the end of its lease (DESIGN §8), tick included."""
 DRAIN_S = 1.0
 """For output in a pipe that somebody outside the attempt holds open."""
 _CHUNK = 65_536
@@ -40,7 +41,7 @@ class Attempt:
     """One that has not ended yet. Times on the loop's clock."""
 
     key: str
-    folder: Path
+    folder: str
     family: tree.Family
     outputs: dict[int, CappedFile]
     """By the reading end of the pipe, until its end of file."""
@@ -51,6 +52,9 @@ class Attempt:
     doom: Ended | None = None
     """Why the runner itself ends it."""
     kill_at: float = float("inf")
+    called_at: float = float("inf")
+    """When the loop will look at it again for that."""
+    secrets: bool = False
     told: set[tuple[int, int]] = field(default_factory=set)
     """Processes that had their SIGTERM."""
     draining: bool = False
@@ -86,18 +90,23 @@ class Attempts:
         self._landlock = landlock
         self._on_exit = on_exit
         self._live: dict[str, Attempt] = {}
-        self._ended: dict[str, Ended] = dict(records.recover())
+        self._ending: dict[str, Attempt] = {}
+        """Those of the living that are to end and whose output is not drained yet."""
+        self._ended = dict(records.recover())
         # Whoever had been given them is gone now.
         secrets.sweep()
         self._mains: dict[int, Attempt] = {}
-        self._helpers: set[int] = set()
+        self._helpers: dict[int, str] = {}
+        """Processes that remove the folder of an attempt, and its key."""
+        self._children = tree.Children()
+        self._plain = spawn.plain(os.environ)
         self._changed = False
         self._null = os.open(os.devnull, os.O_RDWR)
         self._shutdown: Ended | None = None
         self._open_files = _raise_open_files()
         loop.on_signal(signal.SIGCHLD, self._look_again)
 
-    def start(self, request: protocol.Start) -> Path:
+    def start(self, request: protocol.Start) -> str:
         """Start a program unless the key is known; the attempt's folder.
 
         Raises:
@@ -118,14 +127,13 @@ class Attempts:
             self._loop.watch(fd, READABLE, partial(self._on_output, attempt, fd))
         if request.lease_s is not None:
             attempt.lease_until = now() + request.lease_s
-            self._loop.at(attempt.lease_until, lambda: self._check_lease(attempt))
+            self._call_for_lease(attempt, attempt.lease_until)
         return folder
 
-    def _start(self, request: protocol.Start, folder: Path) -> Attempt:
-        self._records.create(request.key)
-        work = folder / "work"
+    def _start(self, request: protocol.Start, folder: str) -> Attempt:
+        work = self._records.create(folder)
         family = tree.Family(request.key, spawn.marker(work), since=int(now() * tree.TICKS), main=None)
-        env = spawn.environment(os.environ, request.env, work)
+        env = spawn.environment(self._plain, request.env, work)
         own = [work]
         pipes: list[tuple[int, int]] = []
         files: list[CappedFile] = []
@@ -133,11 +141,11 @@ class Attempts:
             for name in ("stdout", "stderr"):
                 pipes.append(os.pipe())
                 os.set_blocking(pipes[-1][0], False)
-                files.append(CappedFile(folder / name, request.output_max))
+                files.append(CappedFile(f"{folder}/{name}", request.output_max, lazy=True))
             if request.secrets:
-                own.append(self._secrets.write(request.key, request.secrets))
-                (work / "secrets").symlink_to(own[-1])
-                env[VARIABLE] = str(work / "secrets")
+                own.append(str(self._secrets.write(request.key, request.secrets)))
+                env[VARIABLE] = f"{work}/secrets"
+                os.symlink(own[-1], env[VARIABLE])
             ends = (self._null, pipes[0][1], pipes[1][1])
             with self._limits.entered(request.key, request.cpus, request.memory) as group:
                 main = spawn.spawn(
@@ -147,10 +155,8 @@ class Attempts:
         except BaseException:
             for reading, _ in pipes:
                 os.close(reading)
-            for file in files:
-                file.close()
             self._secrets.remove(request.key)
-            self._records.discard(request.key)
+            self._records.discard(folder)
             raise
         finally:
             for _, writing in pipes:
@@ -158,7 +164,9 @@ class Attempts:
         family.main = main
         family.sessions.add(main)
         outputs = {reading: file for (reading, _), file in zip(pipes, files, strict=True)}
-        attempt = Attempt(request.key, folder, family, outputs, group, lease_until=None)
+        attempt = Attempt(
+            request.key, folder, family, outputs, group, lease_until=None, secrets=bool(request.secrets)
+        )
         self._mains[main] = attempt
         return attempt
 
@@ -201,9 +209,9 @@ class Attempts:
     def known(self) -> Iterator[Known]:
         """Every attempt that runs or is not forgotten."""
         for key, attempt in self._live.items():
-            yield Known(key=key, folder=str(attempt.folder))
+            yield Known(key=key, folder=attempt.folder)
         for key, ended in self._ended.items():
-            yield Known(key=key, folder=str(self._records.folder(key)), ended=ended)
+            yield Known(key=key, folder=self._records.folder(key), ended=ended)
 
     def shutdown(self, grace_s: float) -> None:
         """End everything, then stop the loop; a second call with less grace hurries it."""
@@ -219,21 +227,21 @@ class Attempts:
             return
         self._changed = False
         childless = self._reap()
-        ending = [
-            attempt for attempt in self._live.values() if attempt.family.ending and not attempt.draining
-        ]
+        ending = list(self._ending.values())
         members: dict[str, list[tree.Process]] = {}
-        ours = self._mains.keys() | self._helpers
         # The usual case, a service that ended and left nothing behind, needs no look at the process table.
         if (
             ending
             and not childless
-            and (any(each.family.main for each in ending) or tree.has_other_children(ours))
+            and (
+                any(each.family.main for each in ending)
+                or self._children.more_than(len(self._mains) + len(self._helpers))
+            )
         ):
             families = [attempt.family for attempt in self._live.values()]
             members = tree.assign(tree.snapshot(), os.getpid(), families, self._helpers)
         for attempt in ending:
-            self._press(attempt, members.get(attempt.key, []))
+            self._press(attempt, members.get(attempt.key, ()))
         if self._shutdown is not None and not self._live and not self._helpers:
             self._loop.stop()
 
@@ -249,23 +257,28 @@ class Attempts:
                 return True
             if pid == 0:
                 return False
-            self._helpers.discard(pid)
             attempt = self._mains.pop(pid, None)
-            if attempt is not None:
+            if attempt is None:
+                removed = self._helpers.pop(pid, None)
+                if removed is not None:
+                    self._records.forget(removed)
+            else:
                 attempt.status = status
                 attempt.family.main = None
                 self._end(attempt, LEFTOVER_GRACE_S)
 
     def _end(self, attempt: Attempt, grace_s: float) -> None:
         attempt.family.ending = True
-        kill_at = now() + grace_s
-        if kill_at < attempt.kill_at:
-            attempt.kill_at = kill_at
-            self._loop.at(kill_at, self._look_again)
+        attempt.kill_at = min(attempt.kill_at, now() + grace_s)
+        if not attempt.draining:
+            self._ending[attempt.key] = attempt
         self._look_again()
 
-    def _press(self, attempt: Attempt, members: list[tree.Process]) -> None:
+    def _press(self, attempt: Attempt, members: Sequence[tree.Process]) -> None:
         """The next step towards the end: SIGTERM once for each process, SIGKILL when the grace is over."""
+        if attempt.status is not None and not members:
+            self._drain(attempt)
+            return
         if now() >= attempt.kill_at:
             if attempt.group is not None:
                 attempt.group.kill()
@@ -274,14 +287,19 @@ class Attempts:
             fresh = [process for process in members if process.identity not in attempt.told]
             attempt.told.update(process.identity for process in fresh)
             tree.send(fresh, signal.SIGTERM)
-        if attempt.status is not None and not members:
-            self._drain(attempt)
+            if attempt.called_at > attempt.kill_at:
+                attempt.called_at = attempt.kill_at
+                self._loop.at(attempt.kill_at, self._look_again)
+
+    def _call_for_lease(self, attempt: Attempt, until: float) -> None:
+        # Together with others, as most attempts have long ended by then.
+        self._loop.at(math.ceil(until / LEASE_TICK_S) * LEASE_TICK_S, lambda: self._check_lease(attempt))
 
     def _check_lease(self, attempt: Attempt) -> None:
         if attempt.key not in self._live or attempt.lease_until is None or attempt.family.ending:
             return
         if attempt.lease_until > now():
-            self._loop.at(attempt.lease_until, lambda: self._check_lease(attempt))
+            self._call_for_lease(attempt, attempt.lease_until)
             return
         reason = "not heard from the task's origin for the time of its lease"
         attempt.doom = Ended(cause="lease_expired", reason=reason)
@@ -320,6 +338,7 @@ class Attempts:
                 if not self._pump(attempt, fd):
                     break
         attempt.draining = True
+        self._ending.pop(attempt.key, None)
         if attempt.outputs:
             self._loop.at(now() + DRAIN_S, lambda: self._finish(attempt))
         else:
@@ -328,14 +347,15 @@ class Attempts:
     def _finish(self, attempt: Attempt) -> None:
         if self._live.pop(attempt.key, None) is None:
             return
+        self._ending.pop(attempt.key, None)
         for fd in list(attempt.outputs):
             self._close(attempt, fd)
-        self._secrets.remove(attempt.key)
+        if attempt.secrets:
+            self._secrets.remove(attempt.key)
         ended = _ended(attempt)
         if attempt.group is not None:
             attempt.group.remove()
         self._ended[attempt.key] = ended
-        # Told before it is written: a disk that is busy with somebody's fsync would delay every exit.
         self._on_exit(attempt.key, ended)
         self._records.close(attempt.key, ended)
         for then in attempt.then:
@@ -345,17 +365,18 @@ class Attempts:
 
     def _remove(self, key: str) -> None:
         """Remove work folder and exit. A full folder takes its time, so rm(1) does it beside the loop."""
-        left = self._records.forget(key)
+        left = self._records.clear(key)
         if not left:
+            self._records.forget(key)
             return
-        argv = ("rm", "-rf", "--", *map(str, left))
-        env = spawn.environment(os.environ, {}, Path("/"))
+        env = spawn.environment(self._plain, {}, "/")
+        argv = ("rm", "-rf", "--", left)
         try:
-            pid = spawn.spawn(argv, env, [Path("/")], (self._null,) * 3, open_files=self._open_files)
+            pid = spawn.spawn(argv, env, ["/"], (self._null,) * 3, open_files=self._open_files)
         except spawn.SpawnError as error:
-            log(f"cannot remove {left[0]}: {error.detail}")
+            log(f"cannot remove {left}: {error.detail}")
         else:
-            self._helpers.add(pid)
+            self._helpers[pid] = key
 
 
 def _ended(attempt: Attempt) -> Ended:

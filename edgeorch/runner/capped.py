@@ -15,19 +15,20 @@ TAIL_BYTES = 65_536
 _FIRST = b"dropped "
 
 
-def tail_path(path: Path) -> Path:
+def tail_of(path: str | Path) -> str:
     """Where the end of a capped stream is kept."""
-    return path.with_name(f"{path.name}.tail")
+    return f"{path}.tail"
 
 
-def read_tail(path: Path) -> tuple[int, bytes]:
+def read_tail(path: str | Path) -> tuple[int, bytes]:
     """(bytes dropped, the last of them) of the stream at ``path``; (0, b"") where nothing was dropped.
 
     Raises:
         OSError: the file is there but cannot be read.
     """
     try:
-        first, _, kept = tail_path(path).read_bytes().partition(b"\n")
+        with open(tail_of(path), "rb", buffering=0) as file:
+            first, _, kept = file.readall().partition(b"\n")
     except FileNotFoundError:
         return 0, b""
     number = first.removeprefix(_FIRST)
@@ -46,17 +47,21 @@ class CappedFile:
 
     def __init__(
         self,
-        path: Path,
+        path: str | Path,
         max_bytes: int,
         *,
         resume: bool = False,
+        lazy: bool = False,
         tail_bytes: int = TAIL_BYTES,
         mode: int = 0o640,
     ) -> None:
         """Make the file, or with ``resume`` go on at the end of the one that is there.
 
+        With ``lazy``, for a place where nothing is yet, the first byte makes it: most services print nothing
+        on one of their streams, and a file costs more than all else that is done for it.
+
         Raises:
-            OSError: the file cannot be opened.
+            OSError: the file cannot be opened. With ``lazy`` that is taken like a failing disk.
         """
         self.path = path
         self._max_bytes = max_bytes
@@ -66,14 +71,19 @@ class CappedFile:
         self._marker = b""
         self.kept = self.dropped = 0
         self._full = False
-        fresh = 0 if resume else os.O_TRUNC
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags | fresh, mode)
+        self._fd = -1
+        if lazy:
+            return
+        self._open(0 if resume else os.O_TRUNC)
         if resume:
             self._take_up(os.fstat(self._fd).st_size)
         else:
             with suppress(OSError):
-                tail_path(path).unlink(missing_ok=True)
+                os.unlink(tail_of(path))
+
+    def _open(self, more: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self.path, flags | more, self._mode)
 
     def _take_up(self, size: int) -> None:
         """Find out where an earlier writer stopped. More than the cap means that its marker follows."""
@@ -81,7 +91,7 @@ class CappedFile:
         with suppress(OSError):
             self.dropped, tail = read_tail(self.path)
             self._ring += tail
-        self._full = size > self._max_bytes or tail_path(self.path).exists()
+        self._full = size > self._max_bytes or os.path.lexists(tail_of(self.path))
 
     @property
     def received(self) -> int:
@@ -109,6 +119,8 @@ class CappedFile:
         done = 0
         while done < len(data):
             try:
+                if self._fd < 0:
+                    self._open(os.O_TRUNC)
                 done += os.write(self._fd, data[done:])
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -126,23 +138,24 @@ class CappedFile:
         self._marker = self._marker[done:]
 
     def _save_tail(self) -> None:
-        target = tail_path(self.path)
-        temporary = target.with_name(f"{target.name}.new")
+        target = tail_of(self.path)
+        temporary = f"{target}.new"
         tail = bytes(self._ring[-self._tail_bytes :]) if self._tail_bytes else b""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         with suppress(OSError):
-            temporary.touch(self._mode)
-            temporary.write_bytes(_FIRST + b"%d\n" % self.dropped + tail)
-            temporary.replace(target)
+            with open(temporary, "wb", opener=lambda name, _flags: os.open(name, flags, self._mode)) as file:
+                file.write(_FIRST + b"%d\n" % self.dropped + tail)
+            os.replace(temporary, target)
             return
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)
 
     def close(self) -> None:
         """Write what is still owed (the marker, the end) as far as the disk allows. May be called twice."""
-        if self._fd < 0:
-            return
         if self._full:
+            self._full = False
             self._write_marker()
             self._save_tail()
-        os.close(self._fd)
-        self._fd = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

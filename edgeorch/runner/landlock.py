@@ -79,11 +79,11 @@ class Landlock:
                 return
             self._rights = _RIGHTS[min(self.abi, max(_RIGHTS))] & ~_READ_DIR
             # Version and rules may be there where the last step is forbidden.
-            self.within((next(iter(self._closed)),), lambda: 0)
+            self.within((str(next(iter(self._closed))),), lambda: 0)
         except OSError as error:
             self.missing = f"this kernel has no Landlock for us: {error.strerror}"
 
-    def within(self, own: Collection[Path], start: Callable[[], int]) -> int:
+    def within(self, own: Collection[str], start: Callable[[], int]) -> int:
         """Call ``start`` in a thread that sees of the closed folders only ``own``; what it returns.
 
         Raises:
@@ -114,14 +114,14 @@ class Landlock:
             raise errors[0]
         return results[0]
 
-    def _ruleset(self, own: Collection[Path]) -> int:
+    def _ruleset(self, own: Collection[str]) -> int:
         self._refresh()
         size = ctypes.sizeof(_Ruleset) if self.abi >= _SCOPED else ctypes.sizeof(ctypes.c_uint64)
         ruleset = _call(_CREATE_RULESET, ctypes.byref(_Ruleset(self._rights, 0, _SCOPE_SIGNAL)), size)
         try:
             for rule in self._kept:
                 _call(_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule))
-            for path in (*self._mounts, *map(str, own)):
+            for path in (*self._mounts, *own):
                 with suppress(FileNotFoundError):
                     rule = self._rule(path)
                     try:
@@ -135,7 +135,7 @@ class Landlock:
 
     def _refresh(self) -> None:
         """Look again at what lies beside the closed folders, where that has changed."""
-        changes = [os.stat(folder).st_mtime_ns for folder in self._leading]  # noqa: PTH116  for every service
+        changes = [os.stat(folder).st_mtime_ns for folder in self._leading]
         if changes == self._changes:
             return
         for rule in self._kept:

@@ -6,7 +6,7 @@ import itertools
 import os
 import select
 import signal
-import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -16,6 +16,11 @@ WRITABLE = select.EPOLLOUT
 _libc = ctypes.CDLL(None, use_errno=True)
 _TFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # TFD_CLOEXEC and TFD_NONBLOCK are defined as these
 _TFD_TIMER_ABSTIME = 1
+_SFD_FLAGS = _TFD_FLAGS  # and SFD_CLOEXEC and SFD_NONBLOCK, too
+_SIGSET_SIZE = 128
+_SIGINFO_SIZE = 128
+_MOST_EVENTS = 64
+"""In one round. Those that are left are first in the next."""
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_DUMPABLE = 4
 
@@ -59,12 +64,8 @@ class Loop:
         if self._timer < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create(CLOCK_BOOTTIME)")
         self.watch(self._timer, READABLE, self._on_timer)
-        self._wakeup, self._signalled = socket.socketpair()
         self._on_signal: dict[int, Callable[[], None]] = {}
-        for end in (self._wakeup, self._signalled):
-            end.setblocking(False)
-        self.watch(self._wakeup.fileno(), READABLE, self._on_wakeup)
-        signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
+        self._signals = -1
 
     def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
         """Call ``callback(events)`` while the descriptor is ready; replaces an earlier watch."""
@@ -75,9 +76,8 @@ class Loop:
         self._ready[fd] = callback
 
     def unwatch(self, fd: int) -> None:
-        """Stop watching; to be called before the descriptor is closed."""
+        """Stop watching; the descriptor is to be closed now, which takes it out of the kernel's set."""
         del self._ready[fd]
-        self._epoll.unregister(fd)
 
     def at(self, when: float, callback: Callable[[], None]) -> None:
         """Call once at ``when`` (as ``now()``). Not cancellable: the callback looks what still holds."""
@@ -86,9 +86,19 @@ class Loop:
             self._arm()
 
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
-        """Call from the loop after the signal."""
+        """Call from the loop after the signal, which stays blocked in this process (signalfd(2))."""
         self._on_signal[number] = callback
-        signal.signal(number, lambda _number, _frame: None)
+        signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (number,))
+        mask = (ctypes.c_ubyte * _SIGSET_SIZE)()
+        for each in self._on_signal:
+            _libc.sigaddset(mask, each)
+        fd = _libc.signalfd(self._signals, mask, _SFD_FLAGS)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), "signalfd")
+        if self._signals < 0:
+            self._signals = fd
+            self.watch(fd, READABLE, self._on_signals)
 
     def stop(self) -> None:
         """Leave ``run`` after the current round."""
@@ -97,7 +107,7 @@ class Loop:
     def run(self, after_round: Callable[[], None]) -> None:
         """Serve until stopped; ``after_round`` follows each round of callbacks."""
         while not self._stopped:
-            for fd, events in self._epoll.poll():
+            for fd, events in self._epoll.poll(-1, _MOST_EVENTS):
                 callback = self._ready.get(fd)
                 if callback is not None:
                     callback(events)
@@ -120,12 +130,11 @@ class Loop:
             heapq.heappop(self._timers)[2]()
         self._arm()
 
-    def _on_wakeup(self, _events: int) -> None:
+    def _on_signals(self, _events: int) -> None:
         try:
-            numbers = self._wakeup.recv(4096)
+            data = os.read(self._signals, _SIGINFO_SIZE * 16)
         except BlockingIOError:
             return
-        for number in set(numbers):
-            callback = self._on_signal.get(number)
-            if callback is not None:
-                callback()
+        for at in range(0, len(data), _SIGINFO_SIZE):
+            # ssi_signo comes first.
+            self._on_signal[int.from_bytes(data[at : at + 4], sys.byteorder)]()

@@ -1,7 +1,8 @@
-"""The attempts' folders: ``WORK/KEY/`` holds ``stdout``, ``stderr``, ``work/`` and, once ended, ``exit``.
+"""The attempts' folders: ``WORK/KEY/`` holds ``work/`` and, once there is output, ``stdout`` and ``stderr``.
 
-A folder with ``work/`` and no readable ``exit`` belongs to an attempt that ran when the last runner died.
-Folders with neither are not the runner's.
+How they ended is in ``WORK/.exits``. A folder with ``work/`` and without an exit belongs to an attempt that
+ran when the last runner died. Folders with neither are not the runner's. Earlier releases kept the exit in
+``WORK/KEY/exit``, from where it is taken up.
 """
 
 import contextlib
@@ -9,12 +10,14 @@ import os
 import select
 import signal
 import stat
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from edgeorch.runner import spawn, tree
+from edgeorch.runner.capped import tail_of
+from edgeorch.runner.exits import Exits
 from edgeorch.runner.protocol import Ended
 
 _LOST = Ended(cause="node_lost", reason="the runner that ran it has died, and the service with it")
@@ -24,15 +27,20 @@ _ROUND_MS = 500
 
 
 class Records:
-    """What the runner keeps on disk. Writes are not flushed: after a power cut nothing of it runs anyway."""
+    """What the runner keeps on disk.
+
+    Attributes:
+        umask: for all that it makes.
+    """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root = str(root)
         shared = root.stat().st_mode & stat.S_ISGID
         # A setgid work folder is one whose group is the daemon's other user, which reads and removes output.
         self.umask = 0o007 if shared else 0o077
+        self._exits = Exits(f"{root}/.exits")
 
-    def folder(self, key: str) -> Path:
+    def folder(self, key: str) -> str:
         """The attempt's folder.
 
         Raises:
@@ -40,65 +48,85 @@ class Records:
         """
         if not key or len(key) > 128 or not _KEY.issuperset(key) or not key[0].isalnum():
             raise spawn.SpawnError("invalid_service", f"{key[:128]!r} is not the key of an attempt")
-        return self._root / key
+        return f"{self._root}/{key}"
 
-    def create(self, key: str) -> Path:
-        """Make the folders.
+    def create(self, folder: str) -> str:
+        """Make the folders; the working folder. Output of an earlier attempt with the same key goes.
 
         Raises:
             OSError: disk full, no permission.
         """
-        folder = self.folder(key)
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-        (folder / "work").mkdir()
-        return folder
+        work = f"{folder}/work"
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            os.mkdir(work)
+            _remove_output(folder)
+        else:
+            os.mkdir(work)
+        return work
 
-    def discard(self, key: str) -> None:
+    def discard(self, folder: str) -> None:
         """Remove the folder of an attempt that could not be started."""
-        folder = self.folder(key)
-        for name in ("stdout", "stderr"):
-            (folder / name).unlink(missing_ok=True)
+        _remove_output(folder)
         with contextlib.suppress(OSError):
-            (folder / "work" / "secrets").unlink(missing_ok=True)
-            (folder / "work").rmdir()
-            folder.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{folder}/work/secrets")
+            os.rmdir(f"{folder}/work")
+            os.rmdir(folder)
 
     def close(self, key: str, ended: Ended) -> None:
-        """Keep how the attempt ended. A full disk loses this record with the next restart of the runner."""
-        with contextlib.suppress(OSError):
-            (self.folder(key) / "exit").write_bytes(msgspec.msgpack.encode(ended))
+        """Know how the attempt ended, until it is forgotten."""
+        self._exits.keep(key, ended)
 
-    def forget(self, key: str) -> list[Path]:
-        """Drop work folder and exit; what is left for a slower way, in the order in which it must go."""
-        folder = self.folder(key)
+    def write(self) -> None:
+        """Put on disk what has changed. What a full disk does not take is lost with the next restart."""
+        self._exits.write()
+
+    def clear(self, key: str) -> str:
+        """Remove the working folder; its name where it is not empty, which takes longer than one can wait."""
+        work = f"{self._root}/{key}/work"
         try:
-            (folder / "work").rmdir()
+            os.rmdir(work)
         except FileNotFoundError:
             pass
         except OSError:
-            return [folder / "work", folder / "exit"]
-        (folder / "exit").unlink(missing_ok=True)
-        return []
+            return work
+        return ""
 
-    def recover(self) -> Iterator[tuple[str, Ended]]:
+    def forget(self, key: str) -> None:
+        """Drop the exit. Last of all, so that an attempt which is still half there is forgotten once more."""
+        self._exits.drop(key)
+
+    def recover(self) -> Mapping[str, Ended]:
         """Every attempt of earlier runners that is not forgotten; what still runs of them is ended first."""
+        self._exits.load()
         lost: list[str] = []
         for entry in os.scandir(self._root):
-            if not entry.is_dir(follow_symlinks=False):
+            if entry.name in self._exits.known or not _has_work(entry):
                 continue
-            folder = Path(entry.path)
             try:
-                yield entry.name, msgspec.msgpack.decode((folder / "exit").read_bytes(), type=Ended)
+                with open(f"{entry.path}/exit", "rb") as file:
+                    self.close(entry.name, msgspec.msgpack.decode(file.read(), type=Ended))
             except (OSError, msgspec.DecodeError, RecursionError):
-                # A folder that this user may not enter is the daemon's, of a container.
-                with contextlib.suppress(PermissionError):
-                    if (folder / "work").is_dir():
-                        lost.append(entry.name)
-        _end_leftovers({spawn.marker(self._root / key / "work") for key in lost})
+                lost.append(entry.name)
+        _end_leftovers({spawn.marker(f"{self._root}/{key}/work") for key in lost})
         for key in lost:
             self.close(key, _LOST)
-            yield key, _LOST
+        self._exits.write()
+        return self._exits.known
+
+
+def _has_work(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is an attempt's. A folder that this user may not enter is the daemon's, of a container."""
+    return entry.is_dir(follow_symlinks=False) and os.path.isdir(f"{entry.path}/work")
+
+
+def _remove_output(folder: str) -> None:
+    for name in ("stdout", "stderr"):
+        for file in (f"{folder}/{name}", tail_of(f"{folder}/{name}")):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(file)
 
 
 def _end_leftovers(markers: set[bytes]) -> None:

@@ -13,6 +13,7 @@ from edgeorch.runner.loop import READABLE, WRITABLE, Loop, now
 from edgeorch.runner.protocol import Ended, Inbox, Reply, Request
 from edgeorch.runner.spawn import SpawnError
 
+_CHUNK = 65_536
 MAX_UNSENT = 32 << 20
 """Bytes that wait for one daemon; one that does not read for so long is disconnected."""
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
@@ -47,6 +48,8 @@ class Server:
         self._linger_s = linger_s
         self._on_lonely = on_lonely
         self._peers: set[Peer] = set()
+        self._unsent: list[Peer] = []
+        """Those who wait for the end of the round."""
         self._alone_since = now()
 
     def listen(self, attempts: Attempts, welcome: protocol.Welcome) -> None:
@@ -76,7 +79,7 @@ class Server:
     def tell_exit(self, key: str, ended: Ended) -> None:
         """Push an exit to every daemon."""
         message = protocol.Exited(key=key, ended=ended)
-        for peer in list(self._peers):
+        for peer in tuple(self._peers):
             self._send(peer, message)
 
     def _accept(self, _events: int) -> None:
@@ -93,9 +96,16 @@ class Server:
             log(f"refused a connection of user {uid}")
             detail = f"the runner does not serve user {uid}"
             self._send(peer, protocol.Failed(id=protocol.UNASKED, reason="no_permission", detail=detail))
+            self._flush(peer)
             self._drop(peer)
             return
         self._send(peer, self._welcome)
+
+    def flush(self) -> None:
+        """Send what has come together in a round."""
+        peers, self._unsent = self._unsent, []
+        for peer in peers:
+            self._flush(peer)
 
     def _drop(self, peer: Peer) -> None:
         if peer not in self._peers:
@@ -123,7 +133,7 @@ class Server:
         if peer.closing or not events & ~WRITABLE:
             return
         try:
-            data = peer.sock.recv(262_144)
+            data = peer.sock.recv(_CHUNK)
         except BlockingIOError:
             return
         except OSError:
@@ -156,7 +166,7 @@ class Server:
             folder = self._attempts.start(request)
         except SpawnError as error:
             return protocol.Failed(id=request.id, reason=error.reason, detail=error.detail, hint=error.hint)
-        return protocol.Started(id=request.id, folder=str(folder))
+        return protocol.Started(id=request.id, folder=folder)
 
     def _list(self, peer: Peer, number: int) -> None:
         known = self._attempts.known()
@@ -169,10 +179,15 @@ class Server:
     def _send(self, peer: Peer, message: Reply) -> None:
         if peer.closing:
             return
+        if not peer.unsent:
+            self._unsent.append(peer)
         peer.unsent += protocol.encode(message)
-        self._flush(peer)
+        if len(peer.unsent) > _CHUNK:
+            self._flush(peer)
 
     def _flush(self, peer: Peer) -> None:
+        if peer.closing or not peer.unsent:
+            return
         try:
             del peer.unsent[: peer.sock.send(peer.unsent)]
         except BlockingIOError:

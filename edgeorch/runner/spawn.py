@@ -18,7 +18,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WORK_VARIABLE = "EDGEORCH_WORK"
 """Names the attempt's work folder to the service, and the service's processes to the runner."""
 _PASSED_ON = ("LANG", "LC_ALL", "TZ")
-_DEFAULT_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+_DEFAULT_SIGNALS = tuple(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _SERVICE_UMASK = 0o022
 
 
@@ -32,23 +32,22 @@ class SpawnError(Exception):
         self.hint = hint
 
 
-def environment(own: Mapping[str, str], asked: Mapping[str, str], work: Path) -> dict[str, str]:
-    """The service's whole environment: a few plain variables, what was asked for, and the work folder."""
-    user = _user()
-    plain = {name: own[name] for name in _PASSED_ON if name in own}
-    plain |= {"PATH": own.get("PATH") or DEFAULT_PATH, "HOME": str(work), "USER": user, "LOGNAME": user}
-    return {**plain, **asked, WORK_VARIABLE: str(work)}
-
-
-@functools.cache
-def _user() -> str:
+def plain(own: Mapping[str, str]) -> dict[str, str]:
+    """What every service has in its environment of the runner's ``own`` and of its user."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return str(os.getuid())
+        user = str(os.getuid())
+    passed_on = {name: own[name] for name in _PASSED_ON if name in own}
+    return {**passed_on, "PATH": own.get("PATH") or DEFAULT_PATH, "USER": user, "LOGNAME": user}
 
 
-def marker(work: Path) -> bytes:
+def environment(plain: Mapping[str, str], asked: Mapping[str, str], work: str) -> dict[str, str]:
+    """The service's whole environment: what all have, what was asked for, and the work folder."""
+    return {**plain, "HOME": work, **asked, WORK_VARIABLE: work}
+
+
+def marker(work: str) -> bytes:
     """The line of the environment that all processes of the attempt inherit unless they drop it."""
     return os.fsencode(f"{WORK_VARIABLE}={work}")
 
@@ -64,7 +63,7 @@ def find(name: str, path: str) -> str:
         raise SpawnError("invalid_service", "argv[0] is empty", "name the program to run")
     places = [name] if "/" in name else [f"{folder}/{name}" for folder in path.split(":") if folder]
     for place in places:
-        if os.access(place, os.X_OK) and stat.S_ISREG(Path(place).stat().st_mode):
+        if os.access(place, os.X_OK) and stat.S_ISREG(os.stat(place).st_mode):
             return place
     for place in places:
         _refuse(shown, Path(place))
@@ -99,7 +98,7 @@ def _refuse(shown: str, place: Path) -> None:
 def spawn(
     argv: Sequence[str],
     env: Mapping[str, str],
-    folders: Sequence[Path],
+    folders: Sequence[str],
     files: Sequence[int],
     *,
     open_files: int,
@@ -126,7 +125,8 @@ def spawn(
     umask = os.umask(_SERVICE_UMASK)
     try:
         os.chdir(folders[0])
-        program = find(argv[0], env.get("PATH", DEFAULT_PATH))
+        # The kernel looks for itself where it is told the place.
+        program = argv[0] if "/" in argv[0] else find(argv[0], env.get("PATH", DEFAULT_PATH))
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
         start = functools.partial(
             os.posix_spawn,
@@ -140,6 +140,8 @@ def spawn(
         )
         return start() if landlock is None else landlock.within(folders, start)
     except OSError as error:
+        if "/" in argv[0]:
+            find(argv[0], "")
         raise _explain(argv[0], error) from None
     except ValueError as error:
         # NUL in an argument, '=' in the name of a variable, text that is not UTF-8.

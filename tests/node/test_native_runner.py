@@ -19,6 +19,7 @@ from edgeorch.executor.driver import Launch
 from edgeorch.executor.native import NativeDriver
 from edgeorch.model import NativeService
 from edgeorch.runner import protocol
+from edgeorch.runner.exits import Exits
 from edgeorch.runner.landlock import Landlock
 
 pytestmark = pytest.mark.timeout(60)
@@ -34,6 +35,13 @@ def runner(tmp_path):
 def start(client, key, *argv):
     client.send(protocol.Start(id=1, key=key, argv=argv, env={}, output_max=1000))
     return client.receive()
+
+
+def exits(folder):
+    """What a runner has left on disk."""
+    kept = Exits(str(folder / "tasks/.exits"))
+    kept.load()
+    return kept.known
 
 
 def test_welcome_says_who_runs_services(runner):
@@ -102,14 +110,14 @@ def test_a_long_list_comes_in_parts(tmp_path):
 def test_sigterm_ends_what_runs_and_records_it(runner):
     client = runner.connect()
     client.receive()
-    folder = start(client, "a.1", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done").folder
+    start(client, "a.1", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done")
     runner.process.send_signal(signal.SIGTERM)
     ended = client.receive().ended
     assert ended.cause == "node_lost"
     assert client.receive() is None
     assert runner.process.wait(20) == 0
     assert not runner.path.exists()
-    assert (Path(folder) / "exit").exists()
+    assert exits(runner.folder) == {"a.1": ended}
     client.sock.close()
 
 
@@ -120,7 +128,7 @@ def test_a_lonely_runner_ends(tmp_path):
     start(client, "a.1", "sleep", "1000")
     client.sock.close()
     assert runner.process.wait(20) == 0
-    assert (tmp_path / "tasks/a.1/exit").exists()
+    assert exits(tmp_path)["a.1"].cause == "node_lost"
     assert "no daemon has come back" in runner.end()
 
 

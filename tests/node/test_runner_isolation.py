@@ -46,7 +46,11 @@ class Services:
         while key not in self.ended:
             answer = self.client.receive()
             self.ended[answer.key] = answer.ended
-        return self.ended[key].exit_code, (self.folders[key] / "stderr").read_text()
+        return self.ended[key].exit_code, self.errors(key)
+
+    def errors(self, key):
+        path = self.folders[key] / "stderr"
+        return path.read_text() if path.exists() else ""
 
     def run(self, key, code, *arguments):
         self.start(key, code, *arguments)
@@ -69,10 +73,15 @@ def other(services, tmp_path):
     """The work folder of a service that runs, with a secret in it."""
     os.mkfifo(tmp_path / "up")
     code = (
-        f"import signal; open('secret', 'w').write('x'); open({str(tmp_path / 'up')!r}, 'w'); signal.pause()"
+        "import signal; open('secret', 'w').write('x'); print('x', flush=True)\n"
+        f"open({str(tmp_path / 'up')!r}, 'w'); signal.pause()"
     )
     work = services.start("other.1", code)
     (tmp_path / "up").read_text()
+    # Answered at the end of a round, and what was printed before was seen in this one at the latest.
+    services.client.send(protocol.List(id=2))
+    services.client.receive()
+    assert (work.parent / "stdout").read_text() == "x\n"
     return work
 
 
@@ -94,7 +103,8 @@ def test_the_runner_says_that_services_are_kept_apart(services):
         "os.unlink(f'{path}/../stdout')",
         "open(f'{path}/../../../runner.sock', 'a')",
         "os.unlink(f'{path}/../../../runner.sock')",
-        "os.unlink('../stdout')",
+        "os.rmdir('../work')",
+        "open('../stdout', 'w')",
         "open('../exit', 'w')",
     ],
 )

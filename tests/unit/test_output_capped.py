@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeorch.runner.capped import CappedFile, read_tail, tail_path
+from edgeorch.runner.capped import CappedFile, read_tail
 
 MARKER = b"\n[edgeorch: output limit of 10 bytes reached, the rest was dropped except its end]\n"
 
@@ -22,7 +22,7 @@ def test_output_below_the_cap_is_kept_as_it_is(tmp_path):
     path = tmp_path / "stdout"
     file = written(path, b"hello", b"", b"world")
     assert path.read_bytes() == b"helloworld"
-    assert not tail_path(path).exists()
+    assert not (tmp_path / "stdout.tail").exists()
     assert (file.kept, file.dropped, file.received) == (10, 0, 10)
     assert read_tail(path) == (0, b"")
     assert path.stat().st_mode & 0o777 == 0o640
@@ -91,6 +91,25 @@ def test_a_failing_disk_ends_the_kept_part_and_never_the_writer(tmp_path, monkey
     file.close()
     assert path.read_bytes().startswith(b"before \n[edgeorch: " + why.encode())
     assert read_tail(path) == (18, b"lost and more, end")
+
+
+def test_a_lazy_file_is_made_by_its_first_byte(tmp_path):
+    path = tmp_path / "stdout"
+    written(path, b"", lazy=True)
+    assert not path.exists()
+    written(path, b"12345678", b"90abc", lazy=True)
+    assert path.read_bytes() == b"1234567890" + MARKER
+    assert read_tail(path) == (3, b"abc")
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_lazy_file_that_cannot_be_made_is_a_failing_disk(tmp_path):
+    (tmp_path / "target").write_bytes(b"precious")
+    (tmp_path / "stdout").symlink_to(tmp_path / "target")
+    file = written(tmp_path / "stdout", b"lost", lazy=True)
+    assert (tmp_path / "target").read_bytes() == b"precious"
+    assert (file.kept, file.dropped) == (0, 4)
+    assert read_tail(tmp_path / "stdout") == (4, b"lost")
 
 
 def test_a_link_in_place_of_the_file_is_not_followed(tmp_path):

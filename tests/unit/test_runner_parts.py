@@ -19,12 +19,14 @@ from edgeorch.runner.protocol import Ended
 from edgeorch.runner.records import Records
 
 
-def test_the_environment_takes_nothing_from_the_runner_but_a_few_plain_variables(tmp_path):
+def test_the_environment_takes_nothing_from_the_runner_but_a_few_plain_variables():
     own = {"PATH": "/p", "TZ": "UTC", "SECRET": "x", "HOME": "/root", "EDGEORCH_WORK": "/elsewhere"}
-    env = spawn.environment(own, {"Q": "1", "HOME": "/asked", "EDGEORCH_WORK": "/forged"}, tmp_path)
+    asked = {"Q": "1", "HOME": "/asked", "EDGEORCH_WORK": "/forged"}
+    env = spawn.environment(spawn.plain(own), asked, "/work")
     assert env.pop("USER") == env.pop("LOGNAME")
-    assert env == {"PATH": "/p", "TZ": "UTC", "HOME": "/asked", "Q": "1", "EDGEORCH_WORK": str(tmp_path)}
-    assert spawn.environment({}, {}, tmp_path)["PATH"] == spawn.DEFAULT_PATH
+    assert env == {"PATH": "/p", "TZ": "UTC", "HOME": "/asked", "Q": "1", "EDGEORCH_WORK": "/work"}
+    assert spawn.environment(spawn.plain({}), {}, "/work")["HOME"] == "/work"
+    assert spawn.plain({})["PATH"] == spawn.DEFAULT_PATH
 
 
 def program(folder, mode=0o755):
@@ -65,7 +67,7 @@ def test_a_failed_spawn_leaves_the_runner_as_it_was(tmp_path):
     before = os.umask(0o077), Path.cwd()
     try:
         with pytest.raises(spawn.SpawnError):
-            spawn.spawn(["no-such-program"], {}, [tmp_path], (0, 1, 2), open_files=100)
+            spawn.spawn(["no-such-program"], {}, [str(tmp_path)], (0, 1, 2), open_files=100)
         assert os.umask(0o077) == 0o077
     finally:
         os.umask(before[0])
@@ -74,19 +76,39 @@ def test_a_failed_spawn_leaves_the_runner_as_it_was(tmp_path):
 
 def test_records_tell_ended_from_lost_from_foreign(tmp_path):
     records = Records(tmp_path)
-    for key in ("ended.1", "lost.1", "torn.1"):
-        records.create(key)
+    for key in ("ended.1", "lost.1", "old.1", "torn.1"):
+        records.create(records.folder(key))
     records.close("ended.1", Ended(exit_code=3, cause="failed"))
+    records.write()
+    # As earlier releases kept it.
+    (tmp_path / "old.1/exit").write_bytes(msgspec.msgpack.encode(Ended(exit_code=4)))
     (tmp_path / "torn.1/exit").write_bytes(b"\x93")
     (tmp_path / "container.1").mkdir()
     (tmp_path / "file").touch()
-    found = dict(Records(tmp_path).recover())
-    assert found.keys() == {"ended.1", "lost.1", "torn.1"}
+    records = Records(tmp_path)
+    found = dict(records.recover())
+    assert found.keys() == {"ended.1", "lost.1", "old.1", "torn.1"}
     assert found["ended.1"] == Ended(exit_code=3, cause="failed")
     assert found["lost.1"].cause == found["torn.1"].cause == "node_lost"
-    assert msgspec.msgpack.decode((tmp_path / "lost.1/exit").read_bytes(), type=Ended) == found["lost.1"]
-    assert records.forget("lost.1") == []
+    assert found["old.1"] == Ended(exit_code=4)
+    assert records.clear("lost.1") == ""
     assert list((tmp_path / "lost.1").iterdir()) == []
+    (tmp_path / "ended.1/work/kept").touch()
+    assert records.clear("ended.1") == str(tmp_path / "ended.1/work")
+    records.forget("lost.1")
+    records.write()
+    assert Records(tmp_path).recover() == {key: found[key] for key in ("ended.1", "old.1", "torn.1")}
+
+
+def test_a_key_that_comes_again_finds_no_output_of_its_first_time(tmp_path):
+    records = Records(tmp_path)
+    folder = records.folder("a.1")
+    records.create(folder)
+    for name in ("stdout", "stdout.tail", "stderr"):
+        (tmp_path / "a.1" / name).touch()
+    records.clear("a.1")
+    records.create(folder)
+    assert [path.name for path in (tmp_path / "a.1").iterdir()] == ["work"]
 
 
 @pytest.mark.root
