@@ -21,10 +21,10 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from quart import request
 from quart_trio import QuartTrio
-from quart_trio.wrappers import TrioResponse
 
 from edgeorch.config import Api, Node
 from edgeorch.rest.api import App
+from edgeorch.rest.asgi import Ready
 from edgeorch.rest.server import Server
 
 PATIENCE_S = 30.0
@@ -64,10 +64,10 @@ def _ours() -> App:
     app = App("ours")
 
     @app.post("/tasks")
-    async def tasks() -> TrioResponse:
+    async def tasks() -> Ready:
         body = msgspec.json.decode(b"".join([piece async for piece in request.body]))
         answer = {"id": "01", "name": body["name"], "state": "waiting"}
-        return TrioResponse(msgspec.json.encode(answer), status=202, content_type="application/json")
+        return Ready(msgspec.json.encode(answer), 202, "application/json", {})
 
     return app
 

@@ -8,6 +8,7 @@ it: it counts only where ``node.networks`` names it.
 import fnmatch
 import socket
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Protocol, TypeAlias
 
@@ -77,6 +78,7 @@ def allowed_local(address: str, networks: Sequence[str]) -> bool:
     return local.is_loopback or any(str(local) == usable for _, usable in usable_addresses(networks))
 
 
+@lru_cache(1024)
 def is_loopback(address: str) -> bool:
     """Whether an address (of a caller) is this machine itself; also in IPv4-mapped form."""
     try:

@@ -4,25 +4,28 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
+import msgspec
 import structlog
 import trio
 from quart import request
+from quart.sessions import NullSession, SessionInterface
 from quart.typing import ResponseReturnValue
 from quart.wrappers import Response
+from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
-from quart_trio.wrappers import TrioResponse
 from werkzeug.exceptions import (
     ClientDisconnected,
     HTTPException,
     MethodNotAllowed,
     RequestEntityTooLarge,
 )
+from werkzeug.routing import MapAdapter
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from edgeorch.config import Api
 from edgeorch.errors import EdgeorchError, ForbiddenError
 from edgeorch.model import Caller
-from edgeorch.rest.asgi import ALWAYS, HttpCall, Incoming, Streamed, problem_response
+from edgeorch.rest.asgi import ALWAYS, Asking, HttpCall, Incoming, Ready, Streamed, problem_response
 from edgeorch.rest.audit import AuditRoutes
 from edgeorch.rest.auth import Tokens, check_browser
 from edgeorch.rest.backend import Backend
@@ -130,55 +133,102 @@ def _view(route: Route, guard: Guard, max_body: int) -> Callable[..., Awaitable[
     """The Quart view of a route."""
 
     async def view(**path: str) -> Response:
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        client = request.scope["client"]
+        # The proxy itself would look it up each time; this is how werkzeug says to get at what is behind.
+        asking = cast("Asking", request._get_current_object())  # type: ignore[attr-defined]  # noqa: SLF001
+        headers, client = asking.names, asking.scope["client"]
         caller = guard.admit(route, headers, client[0] if client else "")
         body = b""
         if route.body is not None:
             if not route.any_type:
                 check_json(headers.get("content-type"))
-            body = await _body(max_body)
-        query = None if route.any_type else query_of(request.args.to_dict(flat=False), route.query)
+            body = await _body(asking, max_body)
+        query: msgspec.Struct | None = None
+        if not route.any_type:
+            given = asking.args.to_dict(flat=False) if asking.query_string else {}
+            query = query_of(given, route.query)
         asked = Asked(caller=caller, path=path, query=query, headers=headers, body=body)
         if "prefer" not in headers:
             return _response(await route.handler(asked))
         # The one header that makes an answer wait: who goes away meanwhile wants none.
-        async with cast("Incoming", request.body).watched():
+        async with cast("Incoming", asking.body).watched():
             return _response(await route.handler(asked))
         raise ClientDisconnected
 
     return view
 
 
-async def _body(limit: int) -> bytes:
+async def _body(asking: Asking, limit: int) -> bytes:
     """The request's body, read no further than its limit."""
-    if (request.content_length or 0) > limit:
+    if int(asking.names.get("content-length", 0)) > limit:
         raise RequestEntityTooLarge
-    body = bytearray()
-    async for data in request.body:
-        body += data
+    body = b""
+    async for data in asking.body:
+        body = body + data if body else data
         if len(body) > limit:
             raise RequestEntityTooLarge
-    return bytes(body)
+    return body
 
 
 def _response(answer: Answer) -> Response:
-    kind = TrioResponse if answer.play is None else Streamed
-    response = kind(
-        answer.body, status=answer.status, content_type=answer.media, headers={**ALWAYS, **answer.headers}
-    )
-    if isinstance(response, Streamed):
-        response.play = answer.play
-        del response.headers["Content-Length"]
-    elif answer.status == 204:
-        del response.headers["Content-Type"]
+    if answer.play is None:
+        return Ready(answer.body, answer.status, answer.media, answer.headers)
+    headers = {**ALWAYS, **answer.headers}
+    response = Streamed(status=answer.status, content_type=answer.media, headers=headers)
+    response.play = answer.play
     return response
 
 
+class _NoSessions(SessionInterface):
+    """Tokens say who asks; there are no cookies."""
+
+    _none = NullSession()
+
+    async def open_session(self, *_: object) -> NullSession:
+        return self._none
+
+
 class App(QuartTrio):
-    """Quart-Trio with our errors."""
+    """Quart-Trio with our errors, and without what an API has no use for.
+
+    What Quart does around each view for functions to be called before and after it, for sessions and for
+    several hosts took longer than the view. None of that is there, so it is not looked for.
+    """
 
     asgi_http_class = HttpCall
+    request_class = Asking
+    session_interface: Any = _NoSessions()
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Routes depend on path and method alone."""
+        if request is None:
+            return None
+        return MapAdapter(self.url_map, "localhost", "/", "", request.scheme, request.path, request.method)
+
+    def ensure_async(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        """All that is called here is asynchronous."""
+        return func
+
+    async def preprocess_request(self, *_: object, **__: object) -> None:
+        """Nothing to be called before a view."""
+
+    async def process_response(
+        self,
+        *given: Any,  # noqa: ANN401  Quart 0.22 and 0.23 call it differently
+    ) -> Response | WerkzeugResponse:
+        """Nothing to be called after a view.
+
+        Args:
+            given: the response and the request's context, in one or the other order.
+        """
+        response: Response | WerkzeugResponse
+        (response,) = (one for one in given if isinstance(one, (Response, WerkzeugResponse)))
+        return response
+
+    async def do_teardown_request(self, *_: object, **__: object) -> None:
+        """Nothing either."""
+
+    async def do_teardown_appcontext(self, *_: object, **__: object) -> None:
+        """Nothing either."""
 
     async def handle_exception(
         self,

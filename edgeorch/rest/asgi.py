@@ -2,7 +2,8 @@
 
 Quart-Trio starts two tasks for each request, one of which only waits for the client to go away: half of what
 Trio did for a small request. Here a body is pulled when the view asks for it, and the client is watched only
-where an answer takes its time (``Incoming.watched``).
+where an answer takes its time (``Incoming.watched``). Headers go past Quart's: ``Asking.names`` is what has
+arrived, ``Ready`` what leaves.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,10 +12,16 @@ from typing import Any
 
 import structlog
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from hypercorn.typing import (
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    HTTPResponseBodyEvent,
+    HTTPResponseStartEvent,
+)
 from quart.wrappers import Response
 from quart_trio.asgi import TrioASGIHTTPConnection
-from quart_trio.wrappers import TrioResponse
+from quart_trio.wrappers import TrioRequest, TrioResponse
+from werkzeug.datastructures import Headers
 from werkzeug.exceptions import ClientDisconnected
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -26,6 +33,7 @@ from edgeorch.rest.streaming import first_error
 log = structlog.get_logger()
 
 ALWAYS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_ALWAYS = [(name.lower().encode(), value.encode()) for name, value in ALWAYS.items()]
 
 
 class Incoming:
@@ -74,6 +82,41 @@ class Incoming:
         scope.cancel()
 
 
+class _NoBody:
+    """Quart makes one for each request; ``HttpCall`` puts an ``Incoming`` in its place."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+
+class Asking(TrioRequest):
+    """A request.
+
+    Attributes:
+        names: its headers by lower-case name; the last one where there are several.
+    """
+
+    body_class: Any = _NoBody
+    content_length = None  # what is read of it is measured (api.py)
+    names: Mapping[str, str]
+
+
+class Ready(TrioResponse):
+    """A response that is bytes already: Quart hands it through and has no need of its other attributes."""
+
+    def __init__(self, body: bytes, status: int, media: str, headers: Mapping[str, str]) -> None:
+        head = [*_ALWAYS]
+        if status != 204:
+            head += [(b"content-type", media.encode()), (b"content-length", b"%d" % len(body))]
+        head += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self.start: HTTPResponseStartEvent = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": head,
+        }
+        self.whole: HTTPResponseBodyEvent = {"type": "http.response.body", "body": body, "more_body": False}
+
+
 class Streamed(TrioResponse):
     """A response whose ``play`` writes it, with the head when it is ready for it."""
 
@@ -95,12 +138,33 @@ class HttpCall(TrioASGIHTTPConnection):
         response = await self.app.handle_request(request)
         if incoming.gone:
             return
-        if isinstance(response, Streamed) and response.play is not None:
+        if isinstance(response, Ready):
+            await send(response.start)
+            await send(response.whole)
+        elif isinstance(response, Streamed) and response.play is not None:
             await self._play(incoming, ResponseSink(send, response), response.play)
         elif isinstance(response, Response):
             await _send_whole(send, response, await response.get_data(as_text=False))
         else:
             await self._send_response(send, response)
+
+    def _create_request_from_scope(self, send: ASGISendCallable) -> Asking:  # noqa: ARG002  Quart's signature
+        scope = self.scope
+        given = [("remote-addr", scope["client"][0] if scope["client"] else "")]  # Quart looks for it there
+        given += [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        request = Asking(
+            scope["method"],
+            scope["scheme"],
+            scope["path"],
+            scope["query_string"],
+            Headers(given),
+            "",
+            scope["http_version"],
+            scope,
+            send_push_promise=_push_nothing,
+        )
+        request.names = dict(given)
+        return request
 
     async def _play(
         self, incoming: Incoming, sink: "ResponseSink", play: Callable[[Sink], Awaitable[None]]
@@ -122,6 +186,10 @@ class HttpCall(TrioASGIHTTPConnection):
         else:
             problem = problem_response(problem_of(error))
             await _send_whole(sink.send, problem, await problem.get_data(as_text=False))
+
+
+async def _push_nothing(_path: str, _headers: Headers) -> None:
+    """HTTP/1.1 has nothing like it."""
 
 
 async def _send_whole(send: ASGISendCallable, response: Response | WerkzeugResponse, body: bytes) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 import trio
@@ -252,13 +253,23 @@ class Connection(TCPServer):
         """The next bytes; empty: the client is gone; None: the deadline has passed."""
         with trio.CancelScope(deadline=deadline):
             try:
-                data = bytes(await self.stream.receive_some(PIECE))
+                data = await (self._decrypted() if self._encrypted else self._read())
             except _GONE:
                 data = b""
             if not data:
                 self._gone = True
             return data
         return None
+
+    async def _decrypted(self) -> bytes:
+        return bytes(await self.stream.receive_some(PIECE))
+
+    async def _read(self) -> bytes:
+        """As the stream's ``receive_some``, which first looks for what is mostly not there yet."""
+        while True:
+            await trio.lowlevel.wait_readable(self.transport.socket)
+            with suppress(BlockingIOError):
+                return os.read(self.transport.socket.fileno(), PIECE)
 
     async def _app_receive(self) -> ASGIReceiveEvent:
         """The application's receive: body events, then the client's disconnect."""

@@ -88,6 +88,9 @@ def query_of(arguments: Mapping[str, Sequence[str]], kind: type[S]) -> S:
     Raises:
         InvalidRequestError: an unknown, repeated or wrong parameter.
     """
+    if not arguments:
+        unasked: S = _unasked(kind)
+        return unasked
     lists = _list_parameters(kind)
     values: dict[str, Any] = {}
     for name, given in arguments.items():
@@ -98,6 +101,12 @@ def query_of(arguments: Mapping[str, Sequence[str]], kind: type[S]) -> S:
         else:
             values[name] = given[0]
     return _explained(lambda: msgspec.convert(values, kind, strict=False), kind, QUERY, b"")
+
+
+@functools.cache
+def _unasked(kind: type[Any]) -> Any:  # noqa: ANN401  any type, and a value of it
+    """What a request without a query asks for; structs do not change, so one is enough."""
+    return _explained(lambda: msgspec.convert({}, kind), kind, QUERY, b"")
 
 
 @functools.cache
