@@ -9,17 +9,18 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PEERS := .venv-peers
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' edgeorch/__init__.py)
 SBOMS = $(patsubst playbooks/locks/%.txt,dist/edgeorch-$(VERSION)-%.cdx.json,$(wildcard playbooks/locks/py*.txt))
 
-.PHONY: help demo test lint audit dist sim chaos abuse fuzz lock bench profile guard clean
+.PHONY: help demo test lint audit dist sim chaos abuse fuzz lock bench bench-peers profile guard clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
-		printf 'make %-7s %s\n' "$$target" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \
+		printf 'make %-11s %s\n' "$$target" "$$what"; done
 
 demo: $(INSTALLED) ## Three nodes on this machine run a service; needs Python 3.11+, make and git only
 	@$(BIN)/python -m edgeorch demo $(ARGS)
@@ -81,6 +82,9 @@ bench: $(DEVELOPED) ## Comparisons in turns, judged by their ratios; then a node
 	@missed=0; $(BIN)/python benchmarks/run.py $(ARGS) || missed=1; \
 		for name in runner node; do $(BIN)/python benchmarks/bench_$$name.py; done; exit $$missed
 
+bench-peers: $(DEVELOPED) $(PEERS)/.installed ## The same work on Celery (needs redis-server), dask and Ray, in turns with a node
+	@$(BIN)/python benchmarks/bench_peers.py $(ARGS)
+
 profile: $(DEVELOPED) ## Where a task's time goes, step by step, from the histograms of a real node under load
 	@$(BIN)/python benchmarks/steps.py $(ARGS)
 
@@ -88,7 +92,7 @@ guard: $(DEVELOPED) ## Instructions of the hot paths against the committed basel
 	@$(BIN)/python benchmarks/guard.py $(ARGS)
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -98,6 +102,14 @@ $(BIN)/python:
 		echo "edgeorch needs Python 3.11 or newer; $(PYTHON) is not: say make PYTHON=/path/to/python3" >&2; exit 1; }
 	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)" >&2; exit 1; }
+
+# Each by itself: one that cannot be had here is left out, and tried again the next time.
+$(PEERS)/.installed: $(wildcard benchmarks/peers/*.txt) | $(BIN)/python
+	@echo "installing Celery, dask.distributed and Ray into $(PEERS)" >&2
+	@$(BIN)/python -m venv $(PEERS)
+	@missed=0; for one in $^; do \
+		$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install --requirement $$one || missed=1; done; \
+		[ $$missed = 1 ] || touch $@
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
 	@echo "installing edgeorch into $(VENV)" >&2

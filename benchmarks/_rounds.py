@@ -48,6 +48,35 @@ class Row:
         return self.ratio <= float(bound) if sign == "<=" else self.ratio >= float(bound)
 
 
+def in_turns(sides: dict[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Let all sides measure themselves in turns, in changing order; one turn of each warms up."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(rounds + 1):
+        names = [*names[1:], names[0]]
+        values = {name: sides[name]() for name in names}
+        if number:
+            for name, value in values.items():
+                found[name].append(value)
+    return found
+
+
+def row(what: str, unit: str, ours: list[float], against: str, other: list[float], *, goal: str = "") -> Row:
+    """The comparison of what two sides measured in the same rounds."""
+    ratios = sorted(mine / theirs for mine, theirs in zip(ours, other, strict=True))
+    return Row(
+        what=what,
+        unit=unit,
+        ours=statistics.median(ours),
+        against=against,
+        other=statistics.median(other),
+        ratio=statistics.median(ratios),
+        low=ratios[0],
+        high=ratios[-1],
+        goal=goal,
+    )
+
+
 def compare(
     what: str,
     unit: str,
@@ -58,25 +87,9 @@ def compare(
     goal: str = "",
     rounds: int = ROUNDS,
 ) -> Row:
-    """Let both sides measure themselves in turns, in changing order; one turn of each warms up."""
-    pairs = []
-    for number in range(rounds + 1):
-        sides = [ours, other]
-        values = {side: side() for side in (sides if number % 2 else reversed(sides))}
-        if number:
-            pairs.append((values[ours], values[other]))
-    ratios = sorted(mine / theirs for mine, theirs in pairs)
-    return Row(
-        what=what,
-        unit=unit,
-        ours=statistics.median(mine for mine, _ in pairs),
-        against=against,
-        other=statistics.median(theirs for _, theirs in pairs),
-        ratio=statistics.median(ratios),
-        low=ratios[0],
-        high=ratios[-1],
-        goal=goal,
-    )
+    """Let both sides measure themselves in turns."""
+    found = in_turns({"ours": ours, "other": other}, rounds)
+    return row(what, unit, found["ours"], against, found["other"], goal=goal)
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
@@ -103,10 +116,11 @@ def line(row: Row) -> str:
     """A comparison for people."""
     verdict = f"  goal {row.goal}: {'met' if row.met else 'MISSED'}" if row.goal else ""
     return (
-        f"{row.what}: {_number(row.ours)} {row.unit}, {row.against} {_number(row.other)} {row.unit}, "
+        f"{row.what}: {figure(row.ours)} {row.unit}, {row.against} {figure(row.other)} {row.unit}, "
         f"ratio {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}){verdict}"
     )
 
 
-def _number(value: float) -> str:
+def figure(value: float) -> str:
+    """A figure for people."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,115 @@
+"""The page of all comparisons: ``results.json`` holds what was measured last, ``README.md`` shows it.
+
+Each harness replaces its own part of both files and keeps the other's; nobody writes either by hand.
+"""
+
+import datetime as dt
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from _rounds import Row, figure
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+MENTIONED = ("trio", "hypercorn", "quart", "quart-trio", "httpx2", "msgspec")
+START = """# Benchmarks
+
+Written by the harness; nobody edits this page. The sides of a row took turns in the same run; the ratio is
+the median of the rounds, with the smallest and the largest. Only the ratio is judged.
+"""
+PARTS = """## Beside what it is built on
+
+`make bench ARGS=--write` on {date}: {machine}.
+
+{table}
+"""
+PEERS = """## Beside other systems
+
+`make bench-peers ARGS=--write` on {date}: {versions} on {machine}.
+
+Each system ran `/bin/true` as a child process {tasks} times for each row, on the same cores, while the
+others were up and idle. The others have two worker processes, call `subprocess` in a task and are driven by
+their own Python clients. edgeorch is one node with its defaults (token, commits with fsync, captured
+output, two slots a core), driven over HTTP. Redis keeps nothing on disk except where a row says so.
+
+{table}
+{left_out}
+"""
+ORIGINAL = """## Beside the original
+
+The figures of edge-home-orchestration-go were measured once, by hand, on two such cores, not by this
+harness: 1,000 requests to a node that runs `true`, set up as its documentation says (in brackets without
+the look-up of who asks, and so without that check), from a Python client on the same cores. Ours come from
+the run above: as many such requests to the same route, committed to disk before the answer.
+
+| `POST /api/v1/orchestration/services` | edge-home-orchestration-go | edgeorch |
+| --- | ---: | ---: |
+| its README's claim, for its handler | 0.272 ms | |
+| one at a time, p50 | 24.7 ms (6.8 ms) | {single_ms} ms |
+| one at a time | 38 /s (138 /s) | {single} /s |
+| 50 clients | 70 /s (200 /s), p50 586 ms (208 ms) | {crowd} /s |
+| answers before it stops for ever | 1,024 | has not: {answered} in that run |
+"""
+
+
+def section(rows: list[Row], **more: Any) -> dict[str, Any]:
+    """What a harness measured just now."""
+    date = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
+    return {"date": date, "machine": machine(), **more, "rows": [vars(row) for row in rows]}
+
+
+def write(part: str, measured: dict[str, Any]) -> None:
+    """Replace one part of both files."""
+    results = json.loads(RESULTS.read_text("utf-8")) | {part: measured}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    (HERE / "README.md").write_text(page(results), "utf-8")
+
+
+def page(results: dict[str, Any]) -> str:
+    """All of it for people."""
+    pieces = [START]
+    if own := results.get("parts"):
+        pieces.append(PARTS.format_map(own | {"table": table(own["rows"])}))
+    if peers := results.get("peers"):
+        shown = {
+            "table": table(peers["rows"]),
+            "versions": ", ".join(f"{name} {text}" for name, text in peers["versions"].items()),
+            "tasks": figure(peers["tasks"]),
+            "left_out": "".join(f"\nLeft out: {name}, {why}.\n" for name, why in peers["left_out"].items()),
+        }
+        pieces.append(PEERS.format_map(peers | shown).rstrip() + "\n")
+        pieces.append(ORIGINAL.format_map({name: figure(value) for name, value in peers["original"].items()}))
+    return "\n".join(pieces)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The comparisons, a line each."""
+    lines = ["| what | edgeorch | against | ratio | goal | |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+    for row in (Row(**values) for values in rows):
+        verdict = ("met" if row.met else "**missed**") if row.goal else ""
+        lines.append(
+            f"| {row.what} | {figure(row.ours)} {row.unit} | {row.against}: {figure(row.other)} {row.unit} "
+            f"| {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}) | {row.goal or 'none'} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What it ran on, and on what."""
+    versions = ", ".join(f"{name} {version(name)}" for name in MENTIONED)
+    model = next(
+        (
+            text.partition(":")[2].strip()
+            for text in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+            if text.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return (
+        f"{os.cpu_count()} x {model}, Linux {platform.release().partition('-')[0]}, "
+        f"Python {platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f} at the end"
+    )
