@@ -19,13 +19,14 @@ from edgeorch.config import Callbacks as Settings
 from edgeorch.errors import StorageError
 from edgeorch.model import Task, TaskSpec, TaskState
 from edgeorch.seams import Seams
-from edgeorch.store import Callback, DropCallback, PutCallback, TaskChange, TaskStore
+from edgeorch.store import Callback, DropCallback, PutCallback, PutMark, TaskChange, TaskStore
 
 if TYPE_CHECKING:
     import httpx2
 
 log = structlog.get_logger()
 
+CALLBACK = "callback"
 AT_ONCE = 16
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 300.0
@@ -96,8 +97,9 @@ class Callbacks:
         """The row of a callback for this change, if the task wants one."""
         if spec.callback_url is None:
             return ()
-        # Above every number of an earlier life of this node, whatever was delivered meanwhile.
-        self._number = max(self._number + 1, int(self.seams.wall() * 1000))
+        # Above every number of an earlier life of this node, whatever was delivered and whatever clocks said:
+        # the receiver may drop what has the key of another.
+        self._number = max(self._number, self.store.marks.get(CALLBACK, 0), int(self.seams.wall() * 1000)) + 1
         callback = Callback(
             id=f"{task.id}.{self._number}",
             task_id=task.id,
@@ -111,7 +113,7 @@ class Callbacks:
         self._made.add(callback.id)
         now = self.seams.boottime()
         self._since[callback.id] = (now, now)
-        return (PutCallback(callback=callback),)
+        return PutCallback(callback=callback), PutMark(name=CALLBACK, number=self._number)
 
     def wake(self) -> None:
         """There may be something new in the outbox; it is read only where a callback was made."""
@@ -144,7 +146,7 @@ class Callbacks:
             now = self.seams.boottime()
             age_s = self.seams.age(callback.created_at, callback.created_tick)
             self._since.setdefault(callback.id, (now - age_s, now))
-            # The clock may have been set back over a restart: new numbers stay above those that wait.
+            # A release that kept no mark made these.
             self._number = max(self._number, callback.number)
         for task_id, callbacks in waiting.items():
             if task_id not in self._busy:

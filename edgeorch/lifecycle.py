@@ -94,6 +94,8 @@ ATTEMPT: Mapping[tuple[AttemptState, AttemptEvent], AttemptState] = {
     (A.OFFERED, AttemptEvent.ACCEPT): A.PREPARING,
     (A.OFFERED, AttemptEvent.START): A.RUNNING,
     (A.PREPARING, AttemptEvent.START): A.RUNNING,
+    # Its own origin's disk did not take it, so it was not started.
+    (A.PREPARING, AttemptEvent.REFUSE): A.REFUSED,
     **{
         (state, event): end
         for state in (A.OFFERED, A.PREPARING, A.RUNNING)

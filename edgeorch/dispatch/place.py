@@ -23,7 +23,7 @@ from edgeorch.executor.executor import Admission, Executor
 from edgeorch.lifecycle import Effect, TaskEvent
 from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
 from edgeorch.seams import Seams
-from edgeorch.store import AttemptChange, PutRun, TaskChange
+from edgeorch.store import AttemptChange, PutEvent, PutRun, TaskChange
 from edgeorch.timing import Histogram, clock
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import MakeOffer, Offered
@@ -130,13 +130,25 @@ class Placer:
         plan.entry.offering = False
         for child in plan.children:
             self.ledger.drop(child)
-        plan.entry.children = NONE
+        if plan.children:
+            plan.entry.children = NONE
+            gone = {child.task.id for child in plan.children}
+            plan.entry.unsaved = [
+                one
+                for one in plan.entry.unsaved
+                if not (isinstance(one, PutEvent) and one.event.task in gone)
+            ]
 
     def carry_out(self, plan: Plan) -> None:
         """The plan is on disk: start the attempt here, send the offer, or let the task wait."""
         if plan.admission is not None:
             self._say_placed(plan.entry)
             self.executor.launch(plan.admission)
+            task = plan.entry.task
+            if task.cancelling or task.state.terminal:
+                # Asked for while the plan was on its way to the disk, when there was nothing to end yet.
+                cause = "cancelled" if task.cancelling else "timed_out"
+                self.executor.stop(plan.admission.run.offer.key, cause)
         elif plan.offer is not None:
             self._nursery.start_soon(self._offer, plan.entry, plan.offer, plan.target)
         elif plan.children:
@@ -182,13 +194,24 @@ class Placer:
         except StorageError as error:
             log.warning("cannot place a task", task=plan.entry.task.id, reason=str(error))
             self.undo(plan)
-            if plan.admission or plan.offer:
-                number = plan.entry.task.attempts[-1].number
-                self._refuse(plan.entry, number, plan.target or self.view.node_id, str(error), lasting=False)
+            if plan.placed:
+                changes, effects = self._take_back(plan, str(error))
+                # Not at once, as it would be queued: the disk may refuse for long.
+                effects = tuple(effect for effect in effects if effect is not Effect.QUEUE)
+                await self._settle(plan.entry, changes, effects)
                 self.enqueue(plan.entry, 1.0)
             return
         if plan.placed:
             self.carry_out(plan)
+
+    def _take_back(self, plan: Plan, reason: str) -> tuple[list[TaskChange], tuple[Effect, ...]]:
+        """The task waits again; one that was cancelled meanwhile has ended."""
+        entry = plan.entry
+        if plan.children:
+            event = TaskEvent.CANCEL if entry.task.cancelling else TaskEvent.RETURN
+            return self.ledger.move_task(entry, event, reason)
+        number = entry.task.attempts[-1].number
+        return self._refuse(entry, number, plan.target or self.view.node_id, reason, lasting=False)
 
     async def _until_something_changes(self) -> None:
         """A slot freed here, a new sample or state of another node, a new task, or two seconds."""

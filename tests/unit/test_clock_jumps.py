@@ -8,12 +8,15 @@ import pytest
 import trio
 from virtual_steps import ended, started, until
 
+from edgeorch.callbacks import Callbacks
+from edgeorch.config import Callbacks as Settings
 from edgeorch.dispatch import accept
 from edgeorch.dispatch.requests import Idempotency, Submission
 from edgeorch.errors import StorageError
-from edgeorch.model import NativeService, TaskSpec
+from edgeorch.model import NativeService, Task, TaskSpec, new_task_id
 from edgeorch.model import TaskState as T
 from edgeorch.seams import Seams, Tick
+from edgeorch.store import DropCallback
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
 
@@ -150,3 +153,39 @@ def test_ages():
 def test_the_kernel_names_this_boot():
     assert 0 < Seams().boot < 1 << 63
     assert Seams().boot == Seams().boot
+
+
+async def test_no_callback_has_the_key_of_an_earlier_one(autojump_clock, fleet, nursery):
+    """A receiver drops what it has had: after a restart the next number was one above those that waited."""
+    a = fleet.add("a")
+    spec = TaskSpec(name="t", service=(NativeService(argv=("true",)),), callback_url="http://receiver/")
+
+    def life():
+        return Callbacks(a.store, Settings(), fleet.seams, lambda _: "", lambda *_args, **_how: "")
+
+    async def make(notes, task, kind):
+        changes = notes.changes(task, spec, kind)
+        await a.store.commit(changes)
+        return changes[0].callback.id
+
+    first, other = (
+        Task(
+            id=new_task_id(1e9 + n, fleet.rng, a.id),
+            name="t",
+            state=T.RUNNING,
+            origin=a.id,
+            caller=ADMIN,
+            created_at=1e9,
+            spec=msgspec.json.encode(spec),
+        )
+        for n in range(2)
+    )
+    notes = life()
+    await make(notes, other, "started")
+    told = await make(notes, first, "started")
+    await a.store.commit([DropCallback(id=told)])
+    fleet.off_s = -DAY
+    a.store = a.store.reopened()
+    notes = life()
+    await nursery.start(notes.run)
+    assert await make(notes, first, "ended") > told

@@ -69,6 +69,7 @@ def expected_attempt(state, event):
         (A.OFFERED, AttemptEvent.ACCEPT): A.PREPARING,
         (A.OFFERED, AttemptEvent.START): A.RUNNING,
         (A.PREPARING, AttemptEvent.START): A.RUNNING,
+        (A.PREPARING, AttemptEvent.REFUSE): A.REFUSED,
     }.get((state, event))
 
 

@@ -1,0 +1,96 @@
+"""Plans that are on their way to a disk that refuses them, or that something overtakes meanwhile."""
+
+import pytest
+import trio
+from virtual_steps import ended, started, until
+
+from edgeorch.errors import StorageError
+from edgeorch.model import AttemptState as A
+from edgeorch.model import TaskState as T
+from edgeorch.store import PutRun
+from edgeorch.testing.fleet import ADMIN, VirtualFleet
+from edgeorch.testing.stores import FailingStore
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return VirtualFleet(tmp_path)
+
+
+async def node_on_bad_disk(fleet, nursery, **how):
+    node = fleet.add("a", **how)
+    node.store = FailingStore(node.store)
+    await nursery.start(node.host.run)
+    await nursery.start(node.run)
+    return node
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_waiting_task_whose_start_here_the_disk_refused_is_tried_again(
+    autojump_clock, fleet, nursery, cancelled
+):
+    a = await node_on_bad_disk(fleet, nursery, slots=1)
+    await a.submit("sleep", "5")
+    waiting = await a.submit("true", retry={"max_attempts": 1})
+    a.store.failing = True
+    await trio.sleep(20)
+    if cancelled:
+        with pytest.raises(StorageError):
+            await a.dispatch.cancel(waiting.id, ADMIN)
+    a.store.failing = False
+    began = trio.current_time()
+    assert (await ended(a, waiting)).state is (T.CANCELLED if cancelled else T.SUCCEEDED)
+    assert trio.current_time() - began < 60
+    task = await a.store.task(waiting.id)
+    assert [one.state for one in task.attempts if one.state is not A.REFUSED] == [A.SUCCEEDED][cancelled:]
+    assert a.executor.slots.used == 0
+    assert not a.dispatch.ledger.open
+
+
+async def test_a_parent_whose_children_the_disk_refused_is_tried_again(autojump_clock, fleet, nursery):
+    a = await node_on_bad_disk(fleet, nursery)
+    parent = await a.submit("true", placement={"mode": "spread", "count": 2})
+    assert parent.state is T.WAITING
+    a.store.failing = True
+    await started(fleet, nursery, "b")
+    await trio.sleep(20)
+    assert a.dispatch.ledger.open.keys() == {parent.id}
+    a.store.failing = False
+    began = trio.current_time()
+    assert (await ended(a, parent)).state is T.SUCCEEDED
+    assert trio.current_time() - began < 60
+    children = await a.dispatch.children(parent.id, ADMIN)
+    assert len(children) == 2
+    known = {parent.id, *(child.id for child in children)}
+    assert {event.task for event in await a.store.events(None, 0, 1000)} == known
+
+
+@pytest.mark.parametrize("why", ["cancel", "deadline"])
+async def test_what_ends_while_its_start_is_written_is_not_left_running(
+    autojump_clock, fleet, nursery, monkeypatch, why
+):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    await a.submit("sleep", "5")
+    waiting = await a.submit("sleep", "4000", deadline_s=20)
+    commit, writing, written = a.store.commit_both, trio.Event(), trio.Event()
+
+    async def slow(tasks, runs):
+        if any(isinstance(change, PutRun) and change.run.offer.task_id == waiting.id for change in runs):
+            writing.set()
+            await written.wait()
+        return await commit(tasks, runs)
+
+    monkeypatch.setattr(a.store, "commit_both", slow)
+    await writing.wait()
+    if why == "cancel":
+        await a.dispatch.cancel(waiting.id, ADMIN)
+    else:
+        await until(a, waiting, lambda now: now.state is T.TIMED_OUT)
+    began = trio.current_time()
+    written.set()
+    task = await ended(a, waiting)
+    assert task.state is (T.CANCELLED if why == "cancel" else T.TIMED_OUT)
+    await trio.sleep(30)
+    assert trio.current_time() - began < 60
+    assert a.executor.slots.used == 0
+    assert not a.dispatch.ledger.open
