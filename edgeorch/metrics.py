@@ -20,6 +20,8 @@ HELP = {
     "membership_peers": "Other nodes by state",
     "certificate_expires": "When this node's certificate ends, seconds since the epoch",
     "rest_request_seconds": "From a request's head to the end of its answer",
+    "rest_accept_seconds": "Until a request's caller is known and its body read",
+    "rest_decode_seconds": "Reading the tasks in a body",
     "store_commit_seconds": "Until changes are on disk",
     "dispatch_rank_seconds": "Choosing a node for a task",
     "dispatch_offer_seconds": "Until another node has answered an offer",

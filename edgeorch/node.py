@@ -51,6 +51,7 @@ from edgeorch.reload import Reload
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.server import Server
+from edgeorch.rest.steps import Steps
 from edgeorch.seams import Seams
 from edgeorch.store.sealing import Sealer
 from edgeorch.store.sqlite import SqliteStore
@@ -296,13 +297,19 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
     add_handlers(handlers, dispatch, executor)
     tokens = Tokens(loaded.resolve(config.api.tokens), config.api)
     tokens.on_refused = dispatch.audit.login_refused
+    steps = Steps()
     app = create_app(
-        dispatch, tokens, config.api, metrics=lambda: metrics.render(node.numbers()), wall=seams.wall
+        dispatch,
+        tokens,
+        config.api,
+        metrics=lambda: metrics.render(node.numbers()),
+        wall=seams.wall,
+        steps=steps,
     )
     listener = Listener(
         links, port=config.wire.port, listen=config.node.listen, networks=config.node.networks
     )
-    server = Server(app, config.api, config.node, identity.api_context)
+    server = Server(app, config.api, config.node, identity.api_context, steps)
 
     def work() -> Work:
         runs = [life.run for life in executor.lives().values()]

@@ -39,7 +39,9 @@ from edgeorch.rest.probes import ProbeRoutes
 from edgeorch.rest.problems import problem_of, problem_of_defect, problem_of_http
 from edgeorch.rest.rates import Rates
 from edgeorch.rest.routes import Answer, Asked, Route
+from edgeorch.rest.steps import Steps
 from edgeorch.rest.tasks import TaskRoutes
+from edgeorch.timing import Histogram
 
 log = structlog.get_logger()
 
@@ -53,6 +55,7 @@ def create_app(
     *,
     metrics: Callable[[], bytes],
     wall: Callable[[], float],
+    steps: Steps | None = None,
 ) -> "App":
     """The application; it has no lifespan, its parts are started by the node.
 
@@ -62,7 +65,9 @@ def create_app(
         api: the limits.
         metrics: gives the Prometheus text.
         wall: seconds since the epoch.
+        steps: takes down how long requests take.
     """
+    steps = steps or Steps()
     app = App("edgeorch", static_folder=None)
     # Time limits of bodies and writes are the connection's (connection.py); followed output has none.
     app.config.update(MAX_CONTENT_LENGTH=api.max_body, BODY_TIMEOUT=None, RESPONSE_TIMEOUT=None)
@@ -70,11 +75,11 @@ def create_app(
     app.register_error_handler(EdgeorchError, _show_error)
     app.register_error_handler(HTTPException, _show_http_error)
     guard = Guard(tokens, api, wall)
-    for route in routes_of(backend, metrics=metrics, wall=wall):
+    for route in routes_of(backend, metrics=metrics, wall=wall, steps=steps):
         app.add_url_rule(
             route.path.replace("{", "<").replace("}", ">"),
             endpoint=route.name,
-            view_func=_view(route, guard, api.max_body),
+            view_func=_view(route, guard, api.max_body, steps.accept),
             methods=[route.method],
             provide_automatic_options=False,
         )
@@ -82,11 +87,11 @@ def create_app(
 
 
 def routes_of(
-    backend: Backend, *, metrics: Callable[[], bytes], wall: Callable[[], float]
+    backend: Backend, *, metrics: Callable[[], bytes], wall: Callable[[], float], steps: Steps
 ) -> tuple[Route, ...]:
     """The whole route table."""
     described = (
-        *TaskRoutes(backend).routes(),
+        *TaskRoutes(backend, steps.decode).routes(),
         *OutputRoutes(backend).routes(),
         *EventRoutes(backend).routes(),
         *NodeRoutes(backend, wall).routes(),
@@ -129,7 +134,9 @@ class Guard:
         return caller
 
 
-def _view(route: Route, guard: Guard, max_body: int) -> Callable[..., Awaitable[Response]]:
+def _view(
+    route: Route, guard: Guard, max_body: int, accepted: Histogram
+) -> Callable[..., Awaitable[Response]]:
     """The Quart view of a route."""
 
     async def view(**path: str) -> Response:
@@ -147,6 +154,7 @@ def _view(route: Route, guard: Guard, max_body: int) -> Callable[..., Awaitable[
             given = asking.args.to_dict(flat=False) if asking.query_string else {}
             query = query_of(given, route.query)
         asked = Asked(caller=caller, path=path, query=query, headers=headers, body=body)
+        accepted.since(asking.begun)
         if "prefer" not in headers:
             return _response(await route.handler(asked))
         # The one header that makes an answer wait: who goes away meanwhile wants none.

@@ -29,6 +29,7 @@ from edgeorch.errors import EdgeorchError
 from edgeorch.rest.problems import PROBLEM_TYPE, Problem, headers_of, problem_of
 from edgeorch.rest.routes import Sink
 from edgeorch.rest.streaming import first_error
+from edgeorch.timing import clock
 
 log = structlog.get_logger()
 
@@ -94,11 +95,13 @@ class Asking(TrioRequest):
 
     Attributes:
         names: its headers by lower-case name; the last one where there are several.
+        begun: when its head was there, on the clock of ``timing``.
     """
 
     body_class: Any = _NoBody
     content_length = None  # what is read of it is measured (api.py)
     names: Mapping[str, str]
+    begun: float
 
 
 class Ready(TrioResponse):
@@ -132,7 +135,9 @@ class HttpCall(TrioASGIHTTPConnection):
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Serve the request to its end."""
+        begun = clock()
         request = self._create_request_from_scope(send)
+        request.begun = begun
         incoming: Any = Incoming(receive)
         request.body = incoming
         response = await self.app.handle_request(request)

@@ -20,7 +20,7 @@ from edgeorch.config import Api, Node
 from edgeorch.errors import EdgeorchError, StartError, TooManyRequestsError, UnavailableError
 from edgeorch.rest.connection import Connection
 from edgeorch.rest.problems import PROBLEM_TYPE, headers_of, problem_of
-from edgeorch.timing import Histogram
+from edgeorch.rest.steps import Steps
 
 log = structlog.get_logger()
 
@@ -50,6 +50,7 @@ class Server:
         node: what to listen on; nothing given means every address, filtered by ``networks``.
         tls: gives the current TLS context, asked for every connection so that certificates rotate live. None:
             plain HTTP for everybody, for tests.
+        steps: takes down how long requests take.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Server:
         api: Api,
         node: Node,
         tls: Callable[[], ssl.SSLContext] | None,
+        steps: Steps | None = None,
     ) -> None:
         self._app = ASGIWrapper(app)
         self._api = api
@@ -75,7 +77,7 @@ class Server:
         self._serving = trio.CancelScope()
         self._accepted = 0
         self._refused = 0
-        self._took = Histogram()
+        self._steps = steps or Steps()
         self.addresses: tuple[tuple[str, int], ...] = ()
 
     async def run(
@@ -111,7 +113,9 @@ class Server:
             "connections": len(self._connections),
             "accepted_total": self._accepted,
             "refused_total": self._refused,
-            "request_seconds": self._took,
+            "request_seconds": self._steps.request,
+            "accept_seconds": self._steps.accept,
+            "decode_seconds": self._steps.decode,
         }
 
     async def _serve(self, stream: trio.SocketStream) -> None:
@@ -124,7 +128,13 @@ class Server:
                 await trio.aclose_forcefully(stream)
                 return
             connection = Connection(
-                self._app, self._config, self._context, stream, api=self._api, tls=self._tls, took=self._took
+                self._app,
+                self._config,
+                self._context,
+                stream,
+                api=self._api,
+                tls=self._tls,
+                took=self._steps.request,
             )
         except OSError:  # reset before we looked
             await trio.aclose_forcefully(stream)

@@ -41,6 +41,7 @@ from edgeorch.rest.views import (
     task_document,
 )
 from edgeorch.store import TaskFilter
+from edgeorch.timing import Histogram, clock
 
 MAX_WAIT_S = 3600.0
 TASK_ID = f"^([{CROCKFORD}]{{26}}-[{CROCKFORD}]{{{NODE_ID_LENGTH}}})?$"
@@ -74,12 +75,15 @@ class ListQuery(Written, frozen=True, kw_only=True):
 class TaskRoutes:
     """Serves ``/api/v1/tasks``."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, decoded: Histogram) -> None:
         self._backend = backend
+        self._decoded = decoded
 
     async def submit(self, asked: Asked) -> Answer:
         """Accept one spec or a list of them, or explain what would be chosen."""
+        begun = clock()
         submissions, batch = submissions_of(asked.body)
+        self._decoded.since(begun)
         key = key_of(asked.headers)
         if asked.query.dry_run:
             return await self._explain(submissions, batch=batch, caller=asked.caller)

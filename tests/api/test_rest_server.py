@@ -18,6 +18,7 @@ from edgeorch.rest import server as server_module
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.server import Server, bind
+from edgeorch.rest.steps import Steps
 from edgeorch.testing.backend import MemoryBackend
 from edgeorch.wire.messages import Chunk
 
@@ -115,8 +116,9 @@ async def serving(*, tls=None, **changes):
     api = Api(**{"port": 0, "anonymous_role": "admin", **changes})
     backend = MemoryBackend()
     tokens = Tokens(Path("/nonexistent/tokens.toml"), api)
-    app = create_app(backend, tokens, api, metrics=lambda: b"", wall=time.time)
-    server = Server(app, api, Node(listen=("127.0.0.1",)), tls)
+    steps = Steps()
+    app = create_app(backend, tokens, api, metrics=lambda: b"", wall=time.time, steps=steps)
+    server = Server(app, api, Node(listen=("127.0.0.1",)), tls, steps)
     async with trio.open_nursery() as nursery:
         (address,) = await nursery.start(server.run)
         yield Running(server, backend, address)
@@ -248,6 +250,20 @@ async def test_requests_that_came_together_take_turns_with_others():
         await stream.receive_some()
         # The first is answered; had they been served in one go, all would be.
         assert sum(running.server.statistics()["request_seconds"].counts) < 200
+
+
+async def test_each_step_of_a_request_is_taken_down():
+    async with serving() as running, await running.connect() as stream:
+        for packet in (GET, post(SPEC), post(b"[]")):  # the last is refused: it has no tasks
+            await stream.send_all(packet)
+            await one_answer(stream)
+        # The answer leaves before the request is over; the next one begins after it.
+        await stream.send_all(GET)
+        await one_answer(stream)
+        found = running.server.statistics()
+        assert sum(found["request_seconds"].counts) in {3, 4}
+        assert sum(found["accept_seconds"].counts) == 4
+        assert sum(found["decode_seconds"].counts) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from edgeorch.rest.api import create_app, routes_of
 from edgeorch.rest.auth import Tokens
 from edgeorch.rest.openapi import document
 from edgeorch.rest.server import Server
+from edgeorch.rest.steps import Steps
 from edgeorch.rest.tokens import Token, hash_of, new_text, write_tokens
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 
@@ -125,7 +126,9 @@ def whole(tmp_path_factory):
     assert not thread.is_alive()
 
 
-schema = schemathesis.openapi.from_dict(document(routes_of(None, metrics=lambda: b"", wall=time.time)))
+schema = schemathesis.openapi.from_dict(
+    document(routes_of(None, metrics=lambda: b"", wall=time.time, steps=Steps()))
+)
 
 
 @schema.hook
