@@ -18,7 +18,7 @@ from edgeorch.membership.probe import Probe
 from edgeorch.membership.sampler import Sampler
 from edgeorch.membership.seeds import Seeds, parse_seeds
 from edgeorch.membership.self_info import SelfInfo
-from edgeorch.membership.table import Table
+from edgeorch.membership.table import GONE, Table
 from edgeorch.model import NodeInfo, Peer, PeerState
 from edgeorch.seams import Seams
 from edgeorch.wire import From, Handlers
@@ -102,7 +102,7 @@ class Membership:
         self._discovery: Discovery | None = None
         if config.discovery.mdns:
             self._discovery = discovery(fleet, self_info, watch, found=self._found, withdrawn=self._withdrawn)
-        links.on_hello, links.on_up, links.on_down = self.on_hello, self.probe.linked, self.on_down
+        links.on_hello, links.on_up, links.on_down = self.on_hello, self.on_up, self.on_down
         links.on_barred = self.on_barred
         handlers.requests |= {
             Ping: self.handle_ping,
@@ -210,6 +210,7 @@ class Membership:
             sample=self._sampler.current(),
             crl_number=self._revocations.crl_number,
             time=self._seams.wall(),
+            known=max(len(self.table), len(self._dials)),
         )
 
     def statistics(self) -> Mapping[str, Any]:
@@ -229,8 +230,18 @@ class Membership:
 
     def on_hello(self, sender: From, hello: Hello, _identity: PeerIdentity) -> None:
         """A new link, of either side's making; the certificate was compared with the Hello by then."""
+        known = self.table.get(sender.node_id)
         self.probe.hear(hello.info, hello.sample, address=sender.address)
+        if known is None or known.state is not PeerState.ALIVE or known.info.boot != hello.info.boot:
+            # A newcomer to a large fleet meets everybody; only the first tell it everything.
+            ignorant = hello.known < len(self.table) / 2
+            self.probe.linked(sender.node_id, fresh=self.table.meshed or ignorant)
         self._crl_offered(sender.node_id, hello.crl_number)
+
+    def on_up(self, node_id: str) -> None:
+        """There was no link. In a large fleet links come and go, and only one to a newcomer is news."""
+        if self.table.meshed:
+            self.probe.linked(node_id, fresh=True)
 
     def on_down(self, node_id: str, why: str) -> None:
         """A link broke that nobody meant to close."""
@@ -299,8 +310,10 @@ class Membership:
         for line in lines:
             if line.id == own or line.state not in (PeerState.ALIVE, PeerState.SUSPECT):
                 continue
-            addresses = [(address, line.wire_port) for address in line.addresses[:MAX_ADDRESSES]]
             peer = self.table.get(line.id)
+            if peer is not None and peer.state not in GONE and line.incarnation <= peer.info.incarnation:
+                continue  # nothing new, as with most lines
+            addresses = [(address, line.wire_port) for address in line.addresses[:MAX_ADDRESSES]]
             if peer is not None and line.incarnation > peer.info.incarnation:
                 # It has changed since we last heard it; perhaps it has moved.
                 self._elsewhere[line.id] = tuple(addresses)

@@ -28,6 +28,8 @@ GOSSIP = 12
 GOSSIP_LARGE = 64
 FANOUT = 8
 """Random peers per period in a fleet too large to probe all, and at most as many silent ones."""
+QUIET = 0.75
+"""A peer of a large fleet that there was no word of for this part of the time after which it is suspect."""
 EVERYTHING = 1024
 """Lines of the first digest to a peer: one frame brings a newcomer the fleet."""
 RTT_EVERY_S = 15.0
@@ -94,9 +96,10 @@ class Probe:
         self.answered = 0
         self.unanswered = 0
 
-    def linked(self, node_id: str) -> None:
-        """A link is up: ask at once and tell the peer everything."""
-        self._fresh.add(node_id)
+    def linked(self, node_id: str, *, fresh: bool) -> None:
+        """There is a link to a newcomer: ask at once, and tell it everything where it is ``fresh``."""
+        if fresh:
+            self._fresh.add(node_id)
         self._urgent.add(node_id)
         self._wake.set()
 
@@ -171,16 +174,16 @@ class Probe:
         if self._table.meshed:
             return [node_id for node_id in peers if self._links.connected(node_id)]
         rng, now = self._seams.rng, trio.current_time()
+        patience = QUIET * self._times.suspect_s * self._table.stretch
         alive = [node_id for node_id, peer in peers.items() if peer.state is PeerState.ALIVE]
-        silent = [node_id for node_id in peers if self._silent(node_id, now)]
+        silent = [
+            node_id
+            for node_id, peer in peers.items()
+            if self._table.silence(node_id, now) > patience and peer.state is not PeerState.LEFT
+        ]
         return list(
             {*rng.sample(alive, min(FANOUT, len(alive))), *rng.sample(silent, min(FANOUT, len(silent)))}
         )
-
-    def _silent(self, node_id: str, now: float) -> bool:
-        peer = self._table.get(node_id)
-        gone = peer is None or peer.state is PeerState.LEFT
-        return not gone and self._table.silence(node_id, now) > self._times.suspect_s
 
     def _phase(self, node_id: str) -> float:
         """Each peer has its own moment within the period, so that questions do not come in bursts."""

@@ -70,6 +70,8 @@ class Table:
         changed: set at each change of any peer (samples included) and replaced by a new event.
         states_changed: the same, but only when a peer comes, goes or changes its state.
         version: number of changes so far.
+        meshed: whether the fleet is small enough for every node to probe every other.
+        stretch: what ``suspect_s`` and ``dead_s`` are multiplied with.
         clones: nodes that share an id or a name.
     """
 
@@ -83,6 +85,8 @@ class Table:
         self._seams = seams
         self._entries: dict[str, Entry] = {}
         self._view: Mapping[str, Peer] | None = None
+        self._barred: set[str] = set()
+        self.meshed, self.stretch = True, 1.0
         self.clones = Clones()
 
     # Reading
@@ -105,16 +109,6 @@ class Table:
         """Whether this node is known and neither dead nor left."""
         entry = self._entries.get(node_id)
         return entry is not None and entry.peer.state not in GONE
-
-    @property
-    def meshed(self) -> bool:
-        """Whether the fleet is small enough for every node to probe every other."""
-        return len(self._entries) <= self._mesh
-
-    @property
-    def stretch(self) -> float:
-        """What ``suspect_s`` and ``dead_s`` are multiplied with."""
-        return 1.0 if self.meshed else 1 + math.log2(len(self._entries) / self._mesh)
 
     def silence(self, node_id: str, now: float) -> float:
         """Seconds since there was any evidence for the node that counts; infinite for an unknown one."""
@@ -144,12 +138,14 @@ class Table:
                 return False
             peer = Peer(info=info, state=PeerState.ALIVE, since=self._seams.wall())
             entry = self._entries[info.id] = Entry(peer=peer, changed_at=now)
+            self._resized()
             log.info("node found", node=info.id, name=info.name, address=address or info.addresses)
         known = entry.peer.info
         if entry.peer.state is PeerState.LEFT and not _newer(info, known):
             return False
         self.clones.check(info, known)
         entry.heard, entry.down, entry.cut, entry.barred = now, "", False, ""
+        self._barred.discard(info.id)
         fields: dict[str, object] = {"reason": self.clones.about(info.id)}
         if info != known and (_newer(info, known) or info.incarnation == known.incarnation):
             fields["info"] = info
@@ -181,7 +177,8 @@ class Table:
             age = max(digest.age_s, 0.0)
             if age < self._times.dead_s * self.stretch and now - age > entry.told:
                 entry.told = now - age
-                self._judge(entry, now)
+                if not self._sound(entry, now):
+                    self._judge(entry, now)
 
     def sampled(self, node_id: str, sample: Sample, now: float) -> None:
         """A fresh sample of a known peer came with something else, such as a refusal."""
@@ -202,15 +199,16 @@ class Table:
         entry = self._entries.get(node_id)
         if entry is not None:
             entry.barred = why
+            self._barred.add(node_id)
             self._judge(entry, now)
 
     def replaced(self) -> tuple[str, ...]:
         """Ids of barred nodes whose names other nodes have that are here: the host got new keys."""
+        if not self._barred:
+            return ()
         taken = {entry.peer.info.name for entry in self._entries.values() if entry.peer.state not in GONE}
         return tuple(
-            node_id
-            for node_id, entry in self._entries.items()
-            if entry.barred and entry.peer.info.name in taken
+            node_id for node_id in sorted(self._barred) if self._entries[node_id].peer.info.name in taken
         )
 
     def left(self, node_id: str, now: float) -> None:
@@ -225,6 +223,8 @@ class Table:
         if entry is None or entry.peer.state not in GONE:
             return False
         del self._entries[node_id]
+        self._barred.discard(node_id)
+        self._resized()
         self._touch()
         self._tell_states()
         return True
@@ -243,7 +243,7 @@ class Table:
             if entry.peer.state in GONE and now - entry.changed_at >= self._times.forget_s:
                 self.forget(node_id)
                 ended.append(node_id)
-            elif entry.peer.state is not PeerState.LEFT:
+            elif entry.peer.state is not PeerState.LEFT and not self._sound(entry, now):
                 self._judge(entry, now)
                 if not entry.cut and now - self._evidence(entry) >= self._times.dead_s * self.stretch:
                     entry.cut = True
@@ -261,9 +261,10 @@ class Table:
 
         A receiver that finds itself called left, or known by a higher incarnation than its own, refutes it.
         """
-        ids = [node_id for node_id in self._entries if node_id != receiver]
-        if len(ids) > limit:
-            ids = rng.sample(ids, limit)
+        ids = list(self._entries)
+        if len(ids) > limit + 1:
+            ids = rng.sample(ids, limit + 1)
+        ids = [node_id for node_id in ids if node_id != receiver][:limit]
         if receiver in self._entries:
             ids.append(receiver)
         return tuple(self._line(self._entries[node_id], now) for node_id in ids)
@@ -282,6 +283,15 @@ class Table:
 
     def _evidence(self, entry: Entry) -> float:
         return entry.heard if self.meshed else max(entry.heard, entry.told)
+
+    def _sound(self, entry: Entry, now: float) -> bool:
+        """Whether there is nothing to judge: by far the most often, and all peers are looked at each time."""
+        peer = entry.peer
+        return (
+            peer.state is PeerState.ALIVE
+            and not (peer.reason or entry.down or entry.barred)
+            and now - self._evidence(entry) < self._times.suspect_s * self.stretch
+        )
 
     def _judge(self, entry: Entry, now: float) -> None:
         """Give the entry the state that the evidence asks for."""
@@ -320,6 +330,11 @@ class Table:
         )
         self._touch()
         self._tell_states()
+
+    def _resized(self) -> None:
+        count = len(self._entries)
+        self.meshed = count <= self._mesh
+        self.stretch = 1.0 if self.meshed else 1 + math.log2(count / self._mesh)
 
     def _touch(self) -> None:
         self._view = None

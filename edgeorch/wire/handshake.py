@@ -21,10 +21,15 @@ CLOCKS_DIFFER_S = 3600.0
 
 
 class Connection:
-    """Frames over one secured connection."""
+    """Frames over one secured connection.
+
+    Attributes:
+        received: bytes of frames that have come so far, before TLS.
+    """
 
     def __init__(self, secured: Secured) -> None:
         self.secured = secured
+        self.received = 0
         self._buffer = FrameBuffer()
         self._ready = self._buffer.feed(b"")
 
@@ -43,6 +48,7 @@ class Connection:
                 return None
             if not data:
                 return None
+            self.received += len(data)
             self._ready = self._buffer.feed(data)
 
     async def send(self, kind: Kind, number: int, message: Message | None = None) -> None:

@@ -88,6 +88,16 @@ class Link:
         """Bytes that wait to be sent."""
         return len(self._out)
 
+    @property
+    def sent(self) -> int:
+        """Bytes of frames handed to TLS so far."""
+        return self._taken
+
+    @property
+    def received(self) -> int:
+        """Bytes of frames that have come so far, the greeting included."""
+        return self._connection.received
+
     async def run(self) -> None:
         """Carry the link until it ends; ``ended`` then says why. Never raises what the peer sent."""
         try:

@@ -243,6 +243,7 @@ class Links:
         return {
             **{name: totals[name] for name in ("accepted", "dialled", "dial_failures", "streams")},
             **{name: totals[name] for name in ("calls", "served", "late_answers")},
+            **{f"{name}_bytes_total": totals[f"{name}_bytes"] for name in ("sent", "received")},
             "links": len(self._links),
             "open_streams": len(self._streams),
             "queued_bytes": sum(link.queued for link in self._open),
@@ -378,4 +379,10 @@ class Links:
 
 
 def _count(totals: Counter[str], link: Link) -> None:
-    totals.update(calls=link.calls, served=link.served, late_answers=link.late)
+    totals.update(
+        calls=link.calls,
+        served=link.served,
+        late_answers=link.late,
+        sent_bytes=link.sent,
+        received_bytes=link.received,
+    )

@@ -66,6 +66,8 @@ class Hello(Message, frozen=True, kw_only=True):
     crl_number: int = 0
     time: float = 0.0
     """What time the sender thinks it is, seconds since the epoch; 0 from one that does not say."""
+    known: int = 0
+    """How many other nodes it has heard of; 0 from one that does not say."""
 
 
 class Refused(Message, frozen=True, kw_only=True):

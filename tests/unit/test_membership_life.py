@@ -1,5 +1,6 @@
 """Whole fleets on a mock clock: who is found, who is alive, and how soon it is known."""
 
+import msgspec
 import pytest
 import trio
 from membership_world import VirtualNode, World, fleet
@@ -384,3 +385,23 @@ async def test_a_fleet_above_the_mesh_limit_stays_alive_and_notices_a_death(scen
     for node in nodes:
         if node is not nodes[5]:
             await node.until(nodes[5].id, DEAD, patience_s=2 * limit)
+
+
+async def test_in_a_large_fleet_only_a_link_to_a_newcomer_is_news(scene, autojump_clock):
+    world, nursery = scene
+    here, there, *_ = await fleet(nursery, world, 16, max_links=4)
+    await trio.sleep(15)
+    asked = []
+    here.membership.probe.linked = lambda node_id, *, fresh: asked.append((node_id, fresh))
+    world.links.pop(frozenset((here.id, there.id))).set()
+    await here.links.dial_unknown("10.0.0.2", 56002)
+    assert here.links.connected(there.id)
+    assert not asked
+
+    for known, boot in ((0, 1), (15, 2)):
+        newcomer = VirtualNode(world, "x" * 10, "10.0.9.9", boot=boot)
+        hello = msgspec.structs.replace(newcomer.membership.hello(), known=known)
+        here.links.on_hello(newcomer.as_sender(), hello, None)
+        here.links.on_up(newcomer.id)
+    assert asked == [(newcomer.id, True), (newcomer.id, False)]
+    assert here.membership.hello().known >= 15

@@ -16,7 +16,7 @@ from edgeorch.seams import Seams
 from edgeorch.wire.messages import Digest
 
 ALIVE, SUSPECT, DEAD, LEFT = PeerState
-PEER = "b" * 10
+PEER, OTHER = "b" * 10, "c" * 10
 
 
 def make(mesh=64):
@@ -219,6 +219,16 @@ def test_a_large_fleet_lives_by_words_and_has_more_time():
     assert (state(table, one), state(table, other)) == (ALIVE, SUSPECT)
     table.judge(12.0)
     assert (state(table, one), state(table, other)) == (SUSPECT, DEAD)
+
+
+def test_a_fleet_that_shrinks_is_probed_whole_again():
+    table = make(mesh=1)
+    for node_id in (PEER, OTHER):
+        table.heard(node_info(node_id, incarnation=5), None, 0.0)
+    assert (table.meshed, table.stretch) == (False, 2.0)
+    table.left(OTHER, 0.0)
+    assert table.forget(OTHER)
+    assert (table.meshed, table.stretch) == (True, 1.0)
 
 
 async def test_what_a_node_says_of_itself_grows():

@@ -652,3 +652,20 @@ def test_jitter_is_full():
     pauses = [dialler._pause() for _ in range(1000)]
     assert min(pauses) < 0.5
     assert 9.5 < max(pauses) <= 10
+
+
+async def test_bytes_are_counted_at_both_ends(net):
+    a = net.add(A)
+    b = net.add(B, Handlers({Renew: lambda *_: _renewed()}))
+    await net.start(A, B)
+    a.want(B, [(B, 1)])
+    await wait_all_tasks_blocked()
+    before = a.statistics(), b.statistics()
+    assert await a.call(B, Renew(keys=("k" * 100,))) == Renewed(keys=())
+    await wait_all_tasks_blocked()
+    sent, received = (
+        [end.statistics()[name] - was[name] for end, was in zip((a, b), before, strict=True)]
+        for name in ("sent_bytes_total", "received_bytes_total")
+    )
+    assert sent[0] > 100
+    assert sent == received[::-1]
