@@ -32,6 +32,17 @@ def times(address: tuple[str, int], what: bytes, count: int) -> list[float]:
         return found
 
 
+def response(address: tuple[str, int], what: bytes) -> bytes:
+    """The body of the answer to one request, on a connection of its own."""
+    with contextlib.closing(socket.create_connection(address, timeout=LIMIT_S)) as sock:
+        sock.sendall(what)
+        answer = bytearray()
+        while not _complete(answer):
+            answer += _received(sock)
+    _check(answer)
+    return bytes(answer.partition(b"\r\n\r\n")[2])
+
+
 def rate(address: tuple[str, int], what: bytes, count: int, clients: int) -> float:
     """Requests a second where ``clients`` connections share ``count`` requests."""
     left = iter(range(count))

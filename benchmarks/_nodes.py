@@ -39,6 +39,7 @@ class Node:
         self.fleet, self.name, self.host = fleet, name, host
         self.folder = fleet.folder / name
         self.process = None
+        self.environment = {}
         fleet.authority.issue(name, [host]).write(self.folder)
         (self.folder / "tokens.toml").write_bytes(fleet.tokens)
 
@@ -68,7 +69,7 @@ class Node:
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
-                env={**_ENVIRONMENT, "NOTIFY_SOCKET": str(path)},
+                env={**_ENVIRONMENT, **self.environment, "NOTIFY_SOCKET": str(path)},
             )
             try:
                 while b"READY=1" not in told.recv(4096):
@@ -183,6 +184,12 @@ def cpu_s(pid):
     """CPU seconds that a process has used, with its threads that have ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def precise_cpu_s(pid):
+    """CPU seconds of the threads that a process has now, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
 def _free_port(hosts):

@@ -92,6 +92,22 @@ def compare(
     return row(what, unit, found["ours"], against, found["other"], goal=goal)
 
 
+def within(what: str, unit: str, values: list[float], bound: float) -> Row:
+    """Not a comparison: a figure that may not be above ``bound``, measured once per round."""
+    ratios = sorted(value / bound if bound else value for value in values)
+    return Row(
+        what=what,
+        unit=unit,
+        ours=statistics.median(values),
+        against="at most",
+        other=bound,
+        ratio=statistics.median(ratios),
+        low=ratios[0],
+        high=ratios[-1],
+        goal="<= 1" if bound else "<= 0",
+    )
+
+
 def options(doc: str | None) -> argparse.ArgumentParser:
     """The arguments that every comparison takes."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
