@@ -1,8 +1,9 @@
-"""The store on SQLite: one thread that commits everything waiting at once, one connection that reads.
+"""The store on SQLite: one thread that commits everything waiting at once, one that answers what is asked.
 
 Group commit: while a transaction is on its way to the disk, further calls queue; they share the next
 transaction and its one flush. So the rate grows with the number of callers while each waits for at most two
-flushes. A call alone costs one hop to the thread and back.
+flushes. A call alone costs one hop to the thread and back. What is read while others wait costs them no turn
+of the loop either.
 """
 
 import queue
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import trio
@@ -54,6 +55,23 @@ class _Call:
     done: trio.Event = field(default_factory=trio.Event)
 
 
+@dataclass(eq=False)
+class _Question:
+    """What one caller wants to read, and what was found."""
+
+    ask: Callable[[sqlite3.Connection], Any]
+    found: Any = None
+    error: Exception | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+    def answer(self, connection: sqlite3.Connection) -> None:
+        """Called in the reader thread."""
+        try:
+            self.found = self.ask(connection)
+        except Exception as error:  # noqa: BLE001  the caller's, who waits in another thread
+            self.error = error
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Counters since the start.
@@ -85,6 +103,7 @@ class SqliteStore:
         self._seams = seams or Seams()
         # Callers wait for their answer, so the queue holds at most one call per waiting task.
         self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._questions: queue.SimpleQueue[_Question | None] = queue.SimpleQueue()
         self._writing = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(1)
         self._database: Database | None = None
@@ -120,6 +139,7 @@ class SqliteStore:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_writer, database.writer)
+                nursery.start_soon(self._run_reader, database.reader)
                 self._closed = False
                 task_status.started()
                 try:
@@ -127,6 +147,7 @@ class SqliteStore:
                 finally:
                     self._closed = True
                     self._queue.put(None)
+                    self._questions.put(None)
         finally:
             with trio.CancelScope(shield=True):  # bounded by one read and one checkpoint
                 await trio.to_thread.run_sync(database.reader.close, limiter=self._reading)
@@ -150,6 +171,23 @@ class SqliteStore:
             stopping = len(calls) < len(taken)
             self._transactions += _apply(connection, calls)
             token.run_sync_soon(self._wake, calls)
+
+    async def _run_reader(self, connection: sqlite3.Connection) -> None:
+        token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope(shield=True):  # as above
+            await trio.to_thread.run_sync(
+                self._answer, connection, token, limiter=self._reading, thread_name="edgeorch-reads"
+            )
+
+    def _answer(self, connection: sqlite3.Connection, token: trio.lowlevel.TrioToken) -> None:
+        """The reader thread."""
+        while (question := self._questions.get()) is not None:
+            question.answer(connection)
+            token.run_sync_soon(self._tell, question)
+
+    def _tell(self, question: _Question) -> None:
+        self._reads.answered()
+        question.done.set()
 
     def _wake(self, calls: list[_Call]) -> None:
         for call in calls:
@@ -188,8 +226,15 @@ class SqliteStore:
     async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
         if self._closed or self._database is None:
             raise StorageError("the node is stopping and reads nothing more")
-        with storage_errors(), self._reads.one():
-            return await trio.to_thread.run_sync(ask, self._database.reader, limiter=self._reading)
+        question = _Question(ask)
+        self._reads.asked()
+        self._questions.put(question)
+        await question.done.wait()
+        with storage_errors():
+            if question.error is not None:
+                raise question.error
+        found: T = question.found
+        return found
 
     # TaskStore
 

@@ -4,8 +4,7 @@ A worn SD card can hold an fsync for seconds, now and then for good. The node's 
 this is not the watchdog's business.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NoReturn
 
 import structlog
@@ -35,20 +34,6 @@ class Progress:
         """It has done this many, well or not."""
         self._waiting -= count
         self._since = trio.current_time()
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """One thing to do. Who gives up waiting says nothing of the thread."""
-        self.asked()
-        try:
-            yield
-        except trio.Cancelled:
-            self._waiting -= 1
-            raise
-        except BaseException:
-            self.answered()
-            raise
-        self.answered()
 
     @property
     def still_s(self) -> float:

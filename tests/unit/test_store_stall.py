@@ -32,17 +32,6 @@ async def test_what_is_not_asked_for_does_not_stall(autojump_clock):
     assert work.still_s == 0
 
 
-async def test_who_gives_up_waiting_is_no_progress(autojump_clock):
-    work = Progress()
-    work.asked()
-    with trio.move_on_after(3), work.one():
-        await trio.sleep_forever()
-    assert work.still_s == 3
-    with pytest.raises(ZeroDivisionError), work.one():
-        await trio.sleep(1 / 0)
-    assert work.still_s == 0
-
-
 class EndedError(Exception):
     """The node would have ended."""
 
