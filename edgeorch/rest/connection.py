@@ -7,7 +7,7 @@ deadlines; an unexpected exception ends this connection and nothing else (DESIGN
 import math
 import os
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import structlog
@@ -47,6 +47,7 @@ class Connection(TCPServer):
         scope: cancelled to cut the connection.
         idle: whether no request is under way, so that a stopping server may cut at once.
         cut: whether the server has chosen it to be cut for another's sake.
+        turn: waited for before each request, with the client's address.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Connection(TCPServer):
         self.cut = False
         self.client = parse_socket_addr(stream.socket.family, stream.socket.getpeername())
         self.server = parse_socket_addr(stream.socket.family, stream.socket.getsockname())
+        self.turn: Callable[[str], Awaitable[None]] = _at_once
         self.reader = Reader()
         self.reply: Reply | None = None
         self._due = math.inf
@@ -187,6 +189,7 @@ class Connection(TCPServer):
         if call is None:
             return
         begun = clock()
+        await self.turn(self.address)
         self.reply = Reply(
             self.flush,
             self.context.terminated.is_set,
@@ -336,3 +339,7 @@ class Connection(TCPServer):
                 if not data:
                     break
                 left -= len(data)
+
+
+async def _at_once(_address: str) -> None:
+    """Nobody else is served."""

@@ -21,6 +21,7 @@ from edgeorch.errors import EdgeorchError, StartError, TooManyRequestsError, Una
 from edgeorch.rest.connection import Connection
 from edgeorch.rest.problems import PROBLEM_TYPE, headers_of, problem_of
 from edgeorch.rest.steps import Steps
+from edgeorch.rest.turns import SHARE, Turns
 
 log = structlog.get_logger()
 
@@ -70,6 +71,7 @@ class Server:
         self._config.include_server_header = False
         self._context = WorkerContext(None)
         self._connections: set[Connection] = set()
+        self._turns = Turns()
         self._told = 0
         self._by_address: Counter[str] = Counter()
         self._local: dict[str, tuple[float, bool]] = {}
@@ -92,10 +94,13 @@ class Server:
         self.addresses = tuple(one.getsockname()[:2] for one in sockets)
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
         with self._serving:
-            async with trio.open_nursery() as connections:
-                with self._accepting:
-                    task_status.started(self.addresses)
-                    await trio.serve_listeners(self._serve, listeners, handler_nursery=connections)
+            async with trio.open_nursery() as around:
+                await around.start(self._turns.run)
+                async with trio.open_nursery() as connections:
+                    with self._accepting:
+                        task_status.started(self.addresses)
+                        await trio.serve_listeners(self._serve, listeners, handler_nursery=connections)
+                around.cancel_scope.cancel()
 
     async def stop(self, grace_s: float = 3.0) -> None:
         """Accept nothing new, close idle connections, give running requests ``grace_s``, then cut them."""
@@ -147,6 +152,7 @@ class Server:
 
     async def _carry(self, connection: Connection) -> None:
         client = connection.address
+        connection.turn = self._turn
         self._accepted += 1
         self._connections.add(connection)
         self._by_address[client] += 1
@@ -157,6 +163,11 @@ class Server:
             self._by_address[client] -= 1
             if not self._by_address[client]:
                 del self._by_address[client]
+
+    async def _turn(self, client: str) -> None:
+        """Before each request: whoever holds many connections shares the loop's turns with the others."""
+        if self._by_address[client] > SHARE:
+            await self._turns.take(client)
 
     def _crowded(self, client: str) -> EdgeorchError | None:
         """Why there is no room for one more connection from this address."""
