@@ -1,10 +1,10 @@
 """Where a task's time goes: a real node under load, and what its histograms at ``/metrics`` say.
 
 ``python benchmarks/steps.py [--tasks 300] [--clients 8]`` hands in tasks (``/bin/true``) one by one, then
-from several clients, and prints for each step how often it was taken, its mean, what all of them together
-come to for a task, and the bounds of its median and of its 99th part in a hundred; and below what CPU time a
-task takes, which hardly depends on what else the machine does. Steps overlap: a task is run while it is
-waited for, and what is placed has been ranked and committed.
+from several clients, then one by one for another node, and prints for each step how often it was taken, its
+mean, what all of them together come to for a task, and the bounds of its median and of its 99th part in a
+hundred; and below what CPU time a task takes, which hardly depends on what else the machine does. Steps
+overlap: a task is run while it is waited for, and what is placed has been ranked and committed.
 """
 
 import argparse
@@ -81,33 +81,53 @@ def show(title, found, tasks):
             print(f"{text:<46}{count:>7.0f}{means}{ends[0]:>8g} ms{ends[1]:>8g} ms")
 
 
+def look(fleet):
+    """The steps of all its nodes together: the origin has some of a task's, its target the others."""
+    found = {}
+    for node in fleet.nodes:
+        with contextlib.closing(node.connect()) as connection:
+            connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {fleet.token}"})
+            here = histograms(connection.getresponse().read().decode())
+        for name, (count, total, buckets) in here.items():
+            counted, summed, known = found.get(name, (0.0, 0.0, [(end, 0.0) for end, _ in buckets]))
+            rows = [(end, one + other) for (end, one), (_, other) in zip(buckets, known, strict=True)]
+            found[name] = (counted + count, summed + total, rows)
+    return found
+
+
+def used(fleet):
+    """CPU seconds of its nodes and of their runners."""
+    nodes = sum(cpu_s(node.process.pid) for node in fleet.nodes)
+    return {"nodes": nodes, "runners": sum(cpu_s(node.runner()) for node in fleet.nodes)}
+
+
+def measure(fleet, task, clients, tasks):
+    """One load on the first node."""
+    headers = {"Authorization": f"Bearer {fleet.token}", "Prefer": "wait=30"}
+    what = request("POST", "/api/v1/tasks", json.dumps(task).encode(), **headers)
+    address = fleet.nodes[0].address
+    rate(address, what, 20, 1)  # warms up
+    steps, cpu = look(fleet), used(fleet)
+    a_second = rate(address, what, tasks, clients)
+    costs = [f"{name} {(end - cpu[name]) / tasks * 1e3:.2f} ms" for name, end in used(fleet).items()]
+    where = "on another node, " if len(fleet.nodes) > 1 else ""
+    title = f"{where}{clients} client{'s' * (clients > 1)}: {a_second:.0f} tasks/s"
+    show(title, between(steps, look(fleet)), tasks)
+    print(f"CPU time a task: {', '.join(costs)}")
+
+
 def main(options):
-    """Both loads."""
-    with (
-        tempfile.TemporaryDirectory(prefix="edgeorch-profile-") as folder,
-        Fleet(Path(folder), "alone") as fleet,
-    ):
-        (node,) = fleet.start()
-        headers = {"Authorization": f"Bearer {fleet.token}", "Prefer": "wait=30"}
-        what = request("POST", "/api/v1/tasks", json.dumps(TASK).encode(), **headers)
-
-        def look():
-            with contextlib.closing(node.connect()) as connection:
-                connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {fleet.token}"})
-                return histograms(connection.getresponse().read().decode())
-
-        rate(node.address, what, 20, 1)  # warms up
-        pids = {"the node": node.process.pid, "its runner": node.runner()}
-        for clients in (1, options.clients):
-            before, used = look(), {name: cpu_s(pid) for name, pid in pids.items()}
-            a_second = rate(node.address, what, options.tasks, clients)
-            costs = [
-                f"{name} {(cpu_s(pid) - used[name]) / options.tasks * 1e3:.2f} ms"
-                for name, pid in pids.items()
-            ]
-            title = f"{clients} client{'s' * (clients > 1)}: {a_second:.0f} tasks/s"
-            show(title, between(before, look()), options.tasks)
-            print(f"CPU time a task: {', '.join(costs)}")
+    """Each load."""
+    there = TASK | {"placement": {"node": "other"}}
+    loads = [(["alone"], TASK, [1, options.clients]), (["first", "other"], there, [1])]
+    for names, task, crowds in loads:
+        with (
+            tempfile.TemporaryDirectory(prefix="edgeorch-profile-") as folder,
+            Fleet(Path(folder), *names) as fleet,
+        ):
+            fleet.start()
+            for clients in crowds:
+                measure(fleet, task, clients, options.tasks)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""The page of benchmarks is made from what each harness measured last, and from nothing else."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROW = {"what": "turns", "unit": "/s", "ours": 3000.0, "against": "stock", "other": 1000.0}
+ROW |= {"ratio": 3.0, "low": 2.9, "high": 3.1, "goal": ">= 2"}
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    for name in ("_page", "_rounds"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    spec = importlib.util.spec_from_file_location("_page", BENCHMARKS / "_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_nobody_has_edited_the_page_by_hand(page):
+    results = json.loads((BENCHMARKS / "results.json").read_text("utf-8"))
+    assert (BENCHMARKS / "README.md").read_text("utf-8") == page.page(results)
+
+
+def test_each_harness_keeps_the_others_part(page, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "HERE", tmp_path)
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results.json")
+    page.RESULTS.write_text("{}")
+    row, other = page.Row(**ROW), page.Row(**ROW | {"against": "Celery", "ratio": 1.5})
+    original = {"single_ms": 2.0, "single": 500.0, "crowd": 900.0, "answered": 9000}
+    page.write("parts", page.section([row]))
+    more = {"versions": {"celery": "5.7.0"}, "tasks": 2000, "left_out": {"Ray": "no wheel"}}
+    page.write("peers", page.section([other], original=original, **more))
+    page.write("parts", page.section([page.Row(**ROW | {"against": "bare"})]))
+    text = (tmp_path / "README.md").read_text()
+    assert "| turns | 3,000 /s | bare: 1,000 /s | 3.00 (2.90 to 3.10) | >= 2 | met |" in text
+    assert "| Celery: 1,000 /s | 1.50 (2.90 to 3.10) | >= 2 | **missed** |" in text
+    assert "stock" not in text
+    assert "celery 5.7.0" in text
+    assert "Left out: Ray, no wheel." in text
