@@ -85,6 +85,9 @@ bench: $(DEVELOPED) ## Comparisons in turns, judged by their ratios; then a node
 bench-peers: $(DEVELOPED) $(PEERS)/.installed ## The same work on Celery (needs redis-server), dask and Ray, in turns with a node
 	@$(BIN)/python benchmarks/bench_peers.py $(ARGS)
 
+soak: $(DEVELOPED) ## A node at 80 % of its capacity for MINUTES=10: does anything grow, do answers stay as quick?
+	@$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),10) $(ARGS)
+
 profile: $(DEVELOPED) ## Where a task's time goes, step by step, from the histograms of a real node under load
 	@$(BIN)/python benchmarks/steps.py $(ARGS)
 

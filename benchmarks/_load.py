@@ -1,9 +1,11 @@
 """Clients of one HTTP server: many keep-alive connections in one thread, each with one request under way."""
 
 import contextlib
+import random
 import selectors
 import socket
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 LIMIT_S = 60.0
@@ -61,6 +63,55 @@ def rate(address: tuple[str, int], what: bytes, count: int, clients: int) -> flo
                     key.data.clear()
                     waiting += _next(key.fileobj, what, left) - 1
         return count / (time.perf_counter() - begun)
+
+
+def offered(
+    address: tuple[str, int], what: bytes, a_second: float, seconds: float, clients: int
+) -> list[tuple[float, float]]:
+    """Requests that come at random moments, however long the answers take.
+
+    Returns:
+        For each, when it was due and how many seconds later its answer was there, the wait for one of the
+        ``clients`` connections included.
+    """
+    rng, found = random.Random(1), []
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        idle = deque()
+
+        def connect() -> None:
+            sock = stack.enter_context(socket.create_connection(address, timeout=LIMIT_S))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            selector.register(sock, selectors.EVENT_READ, bytearray())
+            idle.append(sock)
+
+        for _ in range(clients):
+            connect()
+        due, end, since = time.perf_counter(), time.perf_counter() + seconds, {}
+        while due < end or since:
+            now = time.perf_counter()
+            while idle and due <= min(now, end):
+                sock = idle.popleft()  # the one that waited longest: servers close idle ones
+                since[sock] = due
+                sock.sendall(what)
+                due += rng.expovariate(a_second)
+            wait = max(due - time.perf_counter(), 0) if idle and due < end else LIMIT_S
+            events = selector.select(wait)
+            if not events and wait == LIMIT_S:
+                _nothing()
+            for key, _ in events:
+                if key.fileobj in idle:
+                    idle.remove(key.fileobj)
+                    selector.unregister(key.fileobj).fileobj.close()
+                    connect()
+                    continue
+                key.data.extend(_received(key.fileobj))
+                if _complete(key.data):
+                    _check(key.data)
+                    key.data.clear()
+                    begun = since.pop(key.fileobj)
+                    found.append((begun, time.perf_counter() - begun))
+                    idle.append(key.fileobj)
+    return found
 
 
 def _next(sock: socket.socket, what: bytes, left: Iterator[int]) -> int:
