@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import MutableMapping
 from contextlib import suppress
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal
 
 import structlog
 
@@ -25,6 +25,8 @@ LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SENTENCES = 100
 """Of libraries, of which it is known when they were last said."""
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+SPECIAL = frozenset(" \t=\r\n\"'")
+"""What makes a value in a line of text need quotes."""
 
 
 class _ToJournal:
@@ -46,13 +48,25 @@ class _ToJournal:
 class _Stderr:
     """Where lines go; a full disk or a reader that has gone away must not stop the node."""
 
-    def write(self, text: str) -> None:
+    def say(self, line: str) -> None:
         with suppress(OSError):
-            sys.stderr.write(text)
+            sys.stderr.write(f"{line}\n")  # one system call: stderr is buffered by the line
 
-    def flush(self) -> None:
-        with suppress(OSError):
-            sys.stderr.flush()
+    debug = info = warning = error = critical = exception = say
+
+
+class _Least:
+    """Drops what is less important than the level, which may change while the node runs."""
+
+    def __init__(self) -> None:
+        self.level = LEVELS["info"]
+
+    def __call__(
+        self, _logger: object, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        if LEVELS.get(method, self.level) < self.level:
+            raise structlog.DropEvent
+        return event
 
 
 class _Libraries(logging.Handler):
@@ -86,14 +100,20 @@ class _Libraries(logging.Handler):
             self.handleError(record)
 
 
+_least = _Least()
+_processors: list[Any] = []
+"""Loggers are made once, and made before a change of the settings they must follow it: changed in place."""
+
+
 def _name_the_task(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     """An attempt's key as task and attempt, so that one search finds everything about a task."""
-    task, number = attempt_of(str(event.get("key", "")))
-    if number >= 0:
-        del event["key"]
-        event["task"], event["attempt"] = task, number
+    if "key" in event:
+        task, number = attempt_of(str(event["key"]))
+        if number >= 0:
+            del event["key"]
+            event["task"], event["attempt"] = task, number
     return event
 
 
@@ -117,9 +137,20 @@ class _Few:
         return event
 
 
+def _plain(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+    """The last processor for a file or a pipe: what structlog writes for people, at a fifth of the cost."""
+    first = f"{event.pop('timestamp')} [{event.pop('level'):<9}] {event.pop('event', '')}"
+    trace = event.pop("exception", "")
+    said = (
+        f"{name}={value if isinstance(value, str) and not SPECIAL.intersection(value) else repr(value)}"
+        for name, value in sorted(event.items())
+    )
+    return " ".join((first, *said)) + (f"\n{trace}" if trace else "")
+
+
 def set_level(level: Literal["debug", "info", "warning", "error"]) -> None:
     """Say from now on what is at least this important."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]))
+    _least.level = LEVELS[level]
 
 
 def set_up(settings: Log) -> Literal["text", "json", "journal"]:
@@ -127,7 +158,7 @@ def set_up(settings: Log) -> Literal["text", "json", "journal"]:
     found: Literal["text", "journal"] = "journal" if Journal.here() else "text"
     kind: Literal["text", "json", "journal"] = found if settings.format == "auto" else settings.format
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        _least,
         _name_the_task,
         _Few(),
         structlog.processors.add_log_level,
@@ -139,19 +170,20 @@ def set_up(settings: Log) -> Literal["text", "json", "journal"]:
         last = _ToJournal()
     elif kind == "json":
         last = structlog.processors.JSONRenderer()
-    else:
+    elif sys.stderr.isatty():
         # structlog's own choice would print local variables: keys and tokens among them.
         last = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            pad_event_to=0,
-            exception_formatter=structlog.dev.plain_traceback,
+            pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
         )
         shared.remove(structlog.processors.format_exc_info)
+    else:
+        last = _plain
+    _processors[:] = [*shared, last]
     structlog.configure(
-        processors=[*shared, last],
-        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
-        # Loggers made before a change of the level must follow it.
-        cache_logger_on_first_use=False,
+        processors=_processors,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS["debug"]),
+        logger_factory=lambda *_: _Stderr(),
+        cache_logger_on_first_use=True,
     )
     set_level(settings.level)
     logging.basicConfig(level=logging.WARNING, handlers=[_Libraries()], force=True)

@@ -4,6 +4,7 @@ Protocols: sd_notify(3) and systemd.journal's native protocol (systemd.io/JOURNA
 """
 
 import errno
+import functools
 import math
 import os
 import socket
@@ -129,6 +130,7 @@ class Journal:
             return False
 
 
+@functools.lru_cache(maxsize=256)
 def _key(name: str) -> str:
     """The journal drops fields whose names have other characters, or more than 64 of them."""
     letters = (char if char.isascii() and char.isalnum() else "_" for char in name.upper())
