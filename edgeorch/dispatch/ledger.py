@@ -197,18 +197,13 @@ class Ledger:
             StorageError: the changes wait with the entry for the next commit; effects are carried out all
                 the same, because memory has already moved on.
         """
-        todo = list(changes)
         late = bool(entry.unsaved)
-        if late:
-            # The row as it is now, not as it was when the disk refused it.
-            todo = [PutTask(task=entry.task), *entry.unsaved, *changes]
-            entry.unsaved = ()
+        todo = self._todo(entry, changes)
         record, revision = entry.task, entry.revision
         try:
             await self.store.commit_both(todo, runs)
         except (StorageError, trio.Cancelled):
-            refused: list[TaskChange] = [one for one in todo if not isinstance(one, PutTask)]
-            entry.unsaved = [*refused, *entry.unsaved]
+            self._not_saved(entry, todo)
             self._carry_out(entry, effects)
             raise
         self.saved(entry, record, revision)
@@ -220,6 +215,37 @@ class Ledger:
                 self.on_end(entry)
         if record.state.terminal and record is entry.task and not entry.unsaved and self._settled(entry):
             self.open.pop(entry.task.id, None)
+
+    async def commit_all(
+        self, parts: Sequence[tuple[Entry, Sequence[TaskChange]]], runs: Sequence[AttemptChange]
+    ) -> None:
+        """Make changes of several open tasks durable in one transaction; see ``commit``."""
+        late = any(entry.unsaved for entry, _ in parts)
+        todos = [self._todo(entry, changes) for entry, changes in parts]
+        records = [(entry, entry.task, entry.revision) for entry, _ in parts]
+        try:
+            await self.store.commit_both([change for todo in todos for change in todo], runs)
+        except (StorageError, trio.Cancelled):
+            for (entry, _), todo in zip(parts, todos, strict=True):
+                self._not_saved(entry, todo)
+            raise
+        for entry, record, revision in records:
+            self.saved(entry, record, revision)
+        if late:
+            self.notifier.wake()
+
+    def _todo(self, entry: Entry, changes: Sequence[TaskChange]) -> Sequence[TaskChange]:
+        """The changes, with what the disk has refused before."""
+        if not entry.unsaved:
+            return changes
+        # The row as it is now, not as it was when the disk refused it.
+        todo = [PutTask(task=entry.task), *entry.unsaved, *changes]
+        entry.unsaved = ()
+        return todo
+
+    def _not_saved(self, entry: Entry, todo: Sequence[TaskChange]) -> None:
+        refused = [one for one in todo if not isinstance(one, PutTask)]
+        entry.unsaved = [*refused, *entry.unsaved]
 
     def saved(self, entry: Entry, record: Task, revision: int) -> None:
         """A record is on disk: callers may be told, followers of events wake.
@@ -257,13 +283,29 @@ class Ledger:
             entry.sequences = {**entry.sequences, number: run.sequence}
             if run.stdout_tail or run.stderr_tail:
                 entry.update(stdout_tail=run.stdout_tail, stderr_tail=run.stderr_tail)
-            changes, effects = self.move_attempt(entry, number, run.state, **self._facts(attempt, run))
+            changes, effects = self._reported(entry, attempt, run)
         if not changes and entry.saved_revision < entry.revision:
             # Told before, and perhaps still on its way: acknowledged is only what has arrived on the disk.
             changes = [PutTask(task=entry.task)]
         if changes or entry.unsaved or runs:
             await self.commit(entry, changes, effects, runs)
         return True
+
+    def _reported(
+        self, entry: Entry, attempt: Attempt, run: RunState
+    ) -> tuple[list[TaskChange], tuple[Effect, ...]]:
+        """See ``move_attempt``. An end that nobody told the start of before, tells both."""
+        facts = self._facts(attempt, run)
+        begun: list[TaskChange] = []
+        effects: tuple[Effect, ...] = ()
+        if run.state.terminal and "started_at" in facts:
+            start = {"driver": facts["driver"], "started_at": facts["started_at"]}
+            begun, effects = self.move_attempt(entry, attempt.number, AttemptState.RUNNING, **start)
+        changes, more = self.move_attempt(entry, attempt.number, run.state, **facts)
+        if changes:
+            # One row holds both.
+            begun = [one for one in begun if not isinstance(one, PutTask)]
+        return [*begun, *changes], (*effects, *more)
 
     async def take_progress(self, node: str, run: RunState) -> None:
         """A line for people on an attempt that is being prepared; an event and nothing else."""

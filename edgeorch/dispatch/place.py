@@ -23,7 +23,7 @@ from edgeorch.executor.executor import Admission, Executor
 from edgeorch.lifecycle import Effect, TaskEvent
 from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
 from edgeorch.seams import Seams
-from edgeorch.store import AttemptChange, PutEvent, PutRun, TaskChange
+from edgeorch.store import AttemptChange, PutEvent, PutRun, PutTask, TaskChange
 from edgeorch.timing import Histogram, clock
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import MakeOffer, Offered
@@ -33,6 +33,11 @@ log = structlog.get_logger()
 OFFER_S = 5.0
 """A target answers an offer after one commit; longer than this, its answer is unknown."""
 LASTING = ("policy", "driver", "unsupported", "constraint")
+TOGETHER = 64
+"""Plans of one transaction at most: so much is thought about before anybody else has a turn."""
+LOOK_AGAIN_S = 2.0
+TELL_S = 1.0
+"""A task that has waited for so long tells why; most are placed before anybody could read it."""
 
 
 @dataclass
@@ -94,6 +99,7 @@ class Placer:
         self.placed = Histogram()
         """From the acceptance of a task until a node has taken it for the first time."""
         ledger.on_queue = self.enqueue
+        executor.slots.on_free = self.wake
 
     def enqueue(self, entry: Entry, seconds: float = 0.0) -> None:
         """Look for a node again, now or after a while."""
@@ -104,8 +110,9 @@ class Placer:
             self._work.set()
 
     def wake(self) -> None:
-        """Something waits that was queued without ``enqueue``."""
-        self._work.set()
+        """Something has changed that may help what waits."""
+        if len(self.ledger.queue):
+            self._work.set()
 
     def plan(self, entry: Entry) -> Plan:
         """Choose a node and reserve it, or say why the task waits; commit the plan, then ``carry_out``."""
@@ -159,50 +166,78 @@ class Placer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Try the waiting tasks whenever a slot is freed, a node changes, or a task comes."""
-        task_status.started()
-        while True:
-            if len(self.ledger.queue):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._heed_nodes)
+            task_status.started()
+            while True:
                 self._work = trio.Event()
                 await self._pass()
-                await self._until_something_changes()
-            else:
-                self._work = trio.Event()
-                if not len(self.ledger.queue):
+                with trio.move_on_after(LOOK_AGAIN_S if len(self.ledger.queue) else math.inf):
                     await self._work.wait()
+        raise AssertionError("unreachable")
+
+    async def _heed_nodes(self) -> NoReturn:
+        while True:
+            await self.view.membership.changed.wait()
+            self.wake()
 
     async def _pass(self) -> None:
-        """One try for the head of each shape, and for those behind it while places are found."""
+        """One try for the head of each shape, and for those behind it while places are found.
+
+        It does not wait for the disk: what is freed meanwhile is given to the next, and the store commits
+        what comes together.
+        """
+        plans: list[Plan] = []
         for shape in self.ledger.queue.shapes():
             left: list[Entry] = []
             for entry in self.ledger.queue.drain(shape):
                 plan = self.plan(entry)
                 if plan.placed or plan.changes:
-                    await self._commit(plan)
+                    plans.append(plan)
                 if not plan.placed:
                     left.append(entry)
                     # A task that waits because nodes refused it says nothing about the ones behind it.
                     entry.passed_over += any(one.lasting for one in entry.refused.values())
                     if not entry.refused or len(left) >= 8:
                         break
+                if len(plans) >= TOGETHER:
+                    self._nursery.start_soon(self._commit, plans)
+                    plans = []
+                    await trio.lowlevel.checkpoint()
+                    self._work.set()  # what was freed meanwhile may have found an empty queue
             for entry in left:
                 if entry.task.state is TaskState.WAITING:
                     self.ledger.queue.push(entry)
+        if plans:
+            self._nursery.start_soon(self._commit, plans)
 
-    async def _commit(self, plan: Plan) -> None:
+    async def _commit(self, plans: Sequence[Plan]) -> None:
         try:
-            await self.ledger.commit(plan.entry, plan.changes, (), plan.runs)
+            await self.ledger.commit_all(
+                [(plan.entry, plan.changes) for plan in plans], [run for plan in plans for run in plan.runs]
+            )
         except StorageError as error:
-            log.warning("cannot place a task", task=plan.entry.task.id, reason=str(error))
-            self.undo(plan)
-            if plan.placed:
-                changes, effects = self._take_back(plan, str(error))
-                # Not at once, as it would be queued: the disk may refuse for long.
-                effects = tuple(effect for effect in effects if effect is not Effect.QUEUE)
-                await self._settle(plan.entry, changes, effects)
-                self.enqueue(plan.entry, 1.0)
+            if len(plans) > 1:
+                # One that cannot be stored must not hold up the others.
+                for plan in plans:
+                    _make_alone(plan)
+                    await self._commit([plan])
+            else:
+                await self._not_committed(plans[0], error)
             return
+        for plan in plans:
+            if plan.placed:
+                self.carry_out(plan)
+
+    async def _not_committed(self, plan: Plan, error: StorageError) -> None:
+        log.warning("cannot place a task", task=plan.entry.task.id, reason=str(error))
+        self.undo(plan)
         if plan.placed:
-            self.carry_out(plan)
+            changes, effects = self._take_back(plan, str(error))
+            # Not at once, as it would be queued: the disk may refuse for long.
+            effects = tuple(effect for effect in effects if effect is not Effect.QUEUE)
+            await self._settle(plan.entry, changes, effects)
+            self.enqueue(plan.entry, 1.0)
 
     def _take_back(self, plan: Plan, reason: str) -> tuple[list[TaskChange], tuple[Effect, ...]]:
         """The task waits again; one that was cancelled meanwhile has ended."""
@@ -213,25 +248,14 @@ class Placer:
         number = entry.task.attempts[-1].number
         return self._refuse(entry, number, plan.target or self.view.node_id, reason, lasting=False)
 
-    async def _until_something_changes(self) -> None:
-        """A slot freed here, a new sample or state of another node, a new task, or two seconds."""
-        with trio.move_on_after(2.0):
-            async with trio.open_nursery() as nursery:
-
-                async def first(event: trio.Event) -> None:
-                    await event.wait()
-                    nursery.cancel_scope.cancel()
-
-                for event in (self._work, self.executor.freed, self.view.membership.changed):
-                    nursery.start_soon(first, event)
-
     async def _enqueue_later(self, entry: Entry, seconds: float) -> None:
         await trio.sleep(seconds)
         if entry.task.state is TaskState.WAITING:
             self.enqueue(entry)
 
     def _wait(self, entry: Entry, reason: str) -> Plan:
-        if entry.task.reason == reason:
+        waited_s = self.seams.age(entry.task.created_at, entry.task.created_tick)
+        if reason == entry.task.reason or (entry.task.reason and waited_s < TELL_S):
             return Plan(entry)
         entry.update(reason=reason)
         return Plan(entry, changes=self.ledger.state_changes(entry))
@@ -354,3 +378,11 @@ class Placer:
             await self.ledger.commit(entry, changes, effects)
         except StorageError as error:
             log.warning("cannot record a placement", task=entry.task.id, reason=str(error))
+
+
+def _make_alone(plan: Plan) -> None:
+    """What failed with others is tried by itself: with the row as it is now, and nothing told twice."""
+    entry = plan.entry
+    others = [one for one in plan.changes if not (isinstance(one, PutTask) and one.task.id == entry.task.id)]
+    entry.unsaved = [one for one in entry.unsaved if not any(one is other for other in others)]
+    plan.changes = [PutTask(task=entry.task), *others]

@@ -133,8 +133,6 @@ class Executor:
         self._lives: dict[str, Life] = {}
         self._admitting: dict[str, _Admitting] = {}
         self._nursery: trio.Nursery | None = None
-        self.freed = trio.Event()
-        """Set when a slot has become free; replaced by a new event each time."""
         self.started, self.ran, self.reported = Histogram(), Histogram(), Histogram()
         """Until a service runs, until it has ended, until its origin has that on disk."""
         self.accepted = 0
@@ -284,28 +282,14 @@ class Executor:
         """The task of one attempt: one of the two places that contain an unexpected exception."""
         with reservation:
             try:
-                await life.through(handle, self._freed(reservation))
+                await life.through(handle, reservation.release)
             except Exception:
                 log.exception("attempt failed unexpectedly", task=life.run.offer.task_id, key=life.key)
                 await life.conclude(
                     AttemptState.FAILED, Exit(cause="failed", reason="internal error; the node's log has it")
                 )
-        self._signal_freed()
         await life.deliver()
         self._lives.pop(life.key, None)
-
-    def _freed(self, reservation: Reservation) -> Callable[[], None]:
-        """Called by a life when its service has ended, before the result is written."""
-
-        def give_back() -> None:
-            reservation.release()
-            self._signal_freed()
-
-        return give_back
-
-    def _signal_freed(self) -> None:
-        self.freed.set()
-        self.freed = trio.Event()
 
     async def _recover(self, nursery: trio.Nursery) -> None:
         """Take up every kept run, and end services that no run speaks of."""

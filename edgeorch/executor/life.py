@@ -25,6 +25,8 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 MAX_BACKOFF_S = 30.0
+SHORT_S = 0.05
+"""A service that is over within this time is told of once: its start and its end are one transaction."""
 RESOLUTION_S = 0.001
 """What is left of a time by less than this is over: two clocks differ by their rounding."""
 _STOPPED = {
@@ -120,6 +122,8 @@ class Life:
             self._timer_from -= executor.seams.age(run.started_at, run.started_tick)
         self._tails: tuple[bytes, bytes] = (b"", b"")
         self._undelivered = trio.Event()
+        self._untold = False
+        """Whether the service runs and nobody was told yet."""
         self.ended = trio.Event()
         """Set when the service has ended: its output is complete."""
         self._ended_at = clock()
@@ -265,7 +269,7 @@ class Life:
         self._timer_from = self.executor.seams.boottime()
         if self.remote or self.run.offer.number == 1:  # of a further one of its own, the origin has told
             log.info("started", key=self.key, peer=self._origin, driver=self.run.driver)
-        await self._advance(AttemptState.RUNNING, handle=started)
+        self._runs(started)
         return started
 
     async def _take_secrets(self) -> dict[str, Secret]:
@@ -286,10 +290,14 @@ class Life:
         """Wait for the end, or bring it about when the timeout, the lease or somebody asks for it."""
         driver = self.executor.drivers[self.run.driver]
         if self.run.state is not AttemptState.RUNNING:
-            await self._advance(AttemptState.RUNNING, handle=handle)
+            self._runs(handle)
 
         async def wait() -> Exit:
             try:
+                if self._untold:
+                    with trio.move_on_after(SHORT_S):
+                        return await driver.wait(handle)
+                    await self._tell_running()
                 return await driver.wait(handle)
             except DriverError as error:
                 return Exit(cause="failed", reason=str(error))
@@ -386,17 +394,22 @@ class Life:
     def _progress(self, text: str) -> None:
         self.executor.origins.progress(self.run, text)
 
-    async def _advance(self, state: AttemptState, *, handle: Handle) -> None:
-        """Record that the service runs. A full disk does not stop it: the driver finds it again."""
+    def _runs(self, handle: Handle) -> None:
+        """The service runs, which is to be told. After a crash before that, the driver finds it."""
         self.run = msgspec.structs.replace(
             self.run,
-            state=state,
+            state=AttemptState.RUNNING,
             handle=handle,
             started_at=self.executor.seams.wall(),
             started_tick=self.executor.seams.tick(),
             sequence=self.run.sequence + 1,
         )
+        self._untold = True
         self.begun.set()
+
+    async def _tell_running(self) -> None:
+        """Record that the service runs. A full disk does not stop it: the driver finds it again."""
+        self._untold = False
         put = PutRun(run=self.run)
         try:
             if self.remote:

@@ -1,5 +1,6 @@
 """How much this node runs at once. A reservation is a ``with`` block: leaving it gives everything back."""
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -40,10 +41,15 @@ class Reservation:
 
 
 class Slots:
-    """The node's slots and what has been promised to attempts that hold one."""
+    """The node's slots and what has been promised to attempts that hold one.
+
+    Attributes:
+        on_free: called when one was given back.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.on_free: Callable[[], None] = lambda: None
         self._held: set[Reservation] = set()
 
     @property
@@ -74,3 +80,4 @@ class Slots:
 
     def _give(self, reservation: Reservation) -> None:
         self._held.discard(reservation)
+        self.on_free()

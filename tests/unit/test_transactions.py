@@ -1,0 +1,131 @@
+"""How often a task reaches the disk on its way, and that what is written together still holds."""
+
+import pytest
+import trio
+from virtual_steps import ended, started, until
+
+from edgeorch.errors import StorageError
+from edgeorch.executor.life import SHORT_S
+from edgeorch.model import AttemptState as A
+from edgeorch.model import TaskState as T
+from edgeorch.store import DropRun, PutEvent, PutRun, PutTask
+from edgeorch.testing.fleet import VirtualFleet
+
+
+@pytest.fixture
+def fleet(tmp_path):
+    return VirtualFleet(tmp_path)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Watches a node's store: gives the list of its transactions from now on."""
+
+    def watch(node, before=trio.lowlevel.checkpoint):
+        transactions, commit = [], node.store.commit_both
+
+        async def noted(changes, runs=()):
+            transactions.append([*changes, *runs])
+            await before()
+            return await commit(changes, runs)
+
+        monkeypatch.setattr(node.store, "commit_both", noted)
+        return transactions
+
+    return watch
+
+
+def states(changes):
+    return [one.event.data["state"] for one in changes if isinstance(one, PutEvent)]
+
+
+async def test_a_short_task_is_written_twice(autojump_clock, fleet, nursery, written):
+    (a,) = await started(fleet, nursery, "a")
+    transactions = written(a)
+    task = await ended(a, await a.submit("true", callback_url="http://x.example/"))
+    begin, end = transactions
+    assert [type(one) for one in begin if isinstance(one, PutTask | PutRun)] == [PutTask, PutRun]
+    assert [type(one) for one in end if isinstance(one, PutTask | DropRun)] == [PutTask, DropRun]
+    # Nothing is lost of the story: it ran, then it ended.
+    assert states(end) == ["running", "running", "succeeded", "succeeded"]
+    assert [kind for _, kind, _ in a.notes.sent] == ["started", "ended"]
+    assert task.attempts[0].started_at is not None
+
+
+async def test_a_short_task_on_another_node_tells_of_its_start_too(autojump_clock, fleet, nursery, written):
+    a, b = await started(fleet, nursery, "a", "b")
+    transactions = written(b)
+    task = await a.submit("true", placement={"node": "b"}, callback_url="http://x.example/")
+    task = await ended(a, task)
+    assert [kind for _, kind, _ in a.notes.sent] == ["started", "ended"]
+    assert task.attempts[0].started_at is not None
+    await trio.sleep(1)
+    # Accepted, ended, acknowledged.
+    assert len(transactions) == 3
+
+
+async def test_a_service_that_stays_is_told_to_run(autojump_clock, fleet, nursery, written):
+    (a,) = await started(fleet, nursery, "a")
+    transactions = written(a)
+    task = await a.submit("sleep", "100")
+    running = await until(a, task, lambda now: now.state is T.RUNNING)
+    assert trio.current_time() - running.created_at + 1e9 == pytest.approx(SHORT_S, abs=0.01)
+    assert any(isinstance(one, PutRun) and one.run.state is A.RUNNING for one in transactions[-1])
+
+
+async def test_waiting_tasks_are_placed_in_one_transaction(autojump_clock, fleet, nursery, written):
+    (a,) = await started(fleet, nursery, "a", slots=4)
+    held = [await a.submit("sleep", "10") for _ in range(4)]
+    waiting = [await a.submit("sleep", "10") for _ in range(8)]
+    await until(a, held[-1], lambda now: now.state is T.RUNNING)
+    transactions = written(a)
+    for task in waiting:
+        await ended(a, task)
+    placed = [
+        sum(isinstance(one, PutRun) for one in each) for each in transactions if "placing" in states(each)
+    ]
+    assert sum(placed) == 8
+    assert max(placed) > 1
+
+
+async def test_one_plan_that_cannot_be_stored_does_not_hold_up_the_others(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    (a,) = await started(fleet, nursery, "a", slots=2)
+    held = [await a.submit("sleep", "10") for _ in range(2)]
+    bad, good = await a.submit("true", name="bad"), await a.submit("true", name="good")
+    commit = a.store.commit_both
+
+    async def picky(changes, runs=()):
+        if any(isinstance(one, PutRun) and one.run.offer.name == "bad" for one in runs):
+            await trio.lowlevel.checkpoint()
+            raise StorageError("this row is too much")
+        return await commit(changes, runs)
+
+    monkeypatch.setattr(a.store, "commit_both", picky)
+    assert (await ended(a, good)).state is T.SUCCEEDED
+    assert (await a.dispatch.reader.local(bad.id, bad.caller)).state is T.WAITING
+    monkeypatch.undo()
+    assert (await ended(a, bad)).state is T.SUCCEEDED
+    assert [(await ended(a, task)).state for task in held] == [T.SUCCEEDED] * 2
+
+
+async def test_cancelled_while_its_place_is_written_down(autojump_clock, fleet, nursery, written):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    held = await a.submit("sleep", "10")
+    task = await a.submit("sleep", "1000")
+    go_on = trio.Event()
+
+    async def slowly():
+        if a.dispatch.ledger.open[task.id].task.state is T.PLACING:
+            await go_on.wait()
+        await trio.lowlevel.checkpoint()
+
+    written(a, before=slowly)
+    await trio.sleep(11)
+    nursery.start_soon(a.dispatch.cancel, task.id, task.caller)
+    await trio.testing.wait_all_tasks_blocked()
+    go_on.set()
+    assert (await ended(a, task)).state is T.CANCELLED
+    assert trio.current_time() < 20
+    assert (await ended(a, held)).state is T.SUCCEEDED
