@@ -15,6 +15,8 @@ from edgeorch.seams import Tick
 
 CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 NODE_ID_LENGTH = 10
+_PAIRS = [high + low for high in CROCKFORD for low in CROCKFORD]
+"""Two letters for ten bits at a time: an id is made for each task and each record of the audit trail."""
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=65536)]
 ShortText: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -444,7 +446,7 @@ def new_task_id(wall: float, rng: random.Random, node_id: str) -> str:
 def ulid(wall: float, bits: int, node_id: str) -> str:
     """``ULID-NODEID`` with 80 bits that tell it from others of the same millisecond."""
     number = (int(wall * 1000) & ((1 << 48) - 1)) << 80 | bits & ((1 << 80) - 1)
-    return "".join(CROCKFORD[(number >> shift) & 31] for shift in range(125, -1, -5)) + f"-{node_id}"
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)]) + f"-{node_id}"
 
 
 def origin_of(task_id: str) -> str:

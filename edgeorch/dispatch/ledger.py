@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 KEPT_REFUSALS = 8
 """Refused attempts kept per task: enough to see why, bounded for a task that is refused for a week."""
+RECENT = 256
 SETTLE_S = 120.0
 """The attempt of an ended task (past its deadline) may take this long to report its own end."""
 LATE_REASON = "a late result came after the attempt had been given up"
@@ -51,6 +52,8 @@ class Ledger:
     """Open tasks by id.
 
     Attributes:
+        recent: the last tasks that left ``open``, and so change no more: who waits for a whole batch asks for
+            most of them when they have ended, and would read each from the disk.
         happened: set whenever numbered events were committed; replaced by a new event each time.
         on_queue: called with an entry that has to be placed again, after ``seconds``.
         deadline_s: how long a task may take from its acceptance.
@@ -66,6 +69,7 @@ class Ledger:
         self.books = Books()
         self.queue = Queue()
         self.open: dict[str, Entry] = {}
+        self.recent: dict[str, Task] = {}
         self.happened = trio.Event()
         self.on_queue: Callable[[Entry, float], None] = lambda _entry, _seconds: None
         self.on_end: Callable[[Entry], None] = lambda _entry: None
@@ -215,6 +219,13 @@ class Ledger:
                 self.on_end(entry)
         if record.state.terminal and record is entry.task and not entry.unsaved and self._settled(entry):
             self.open.pop(entry.task.id, None)
+            self._remember(record)
+
+    def _remember(self, task: Task) -> None:
+        if not task.stdout_tail and not task.stderr_tail:
+            self.recent[task.id] = task
+            if len(self.recent) > RECENT:
+                del self.recent[next(iter(self.recent))]
 
     async def commit_all(
         self, parts: Sequence[tuple[Entry, Sequence[TaskChange]]], runs: Sequence[AttemptChange]

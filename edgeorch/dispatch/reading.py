@@ -56,7 +56,8 @@ class Reader:
             NotFoundError: no such task, or it belongs to another token and the caller may see only its own.
         """
         entry = self.ledger.open.get(task_id)
-        task = entry.saved if entry else await self.ledger.store.task(task_id)
+        task = entry.saved if entry else self.ledger.recent.get(task_id)
+        task = task or await self.ledger.store.task(task_id)
         if task is None or not may_see(caller, task):
             raise NotFoundError(f"no task {task_id!r}", hint="ended tasks are kept for store.retention_s")
         return task

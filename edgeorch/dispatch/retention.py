@@ -37,6 +37,7 @@ class Retention:
     async def clean(self) -> None:
         """One round."""
         before = self.ledger.seams.wall() - self.settings.retention_s
+        self.ledger.recent.clear()
         audit_before = self.ledger.seams.wall() - self.settings.audit_s
         try:
             forgotten = await self.ledger.store.prune(before)

@@ -21,6 +21,7 @@ class Limits:
     def __init__(self, settings: config.Policy, refuse: Refuse) -> None:
         self._settings = settings
         self._refuse = refuse
+        self._caps: dict[Role, Cap] = {}
 
     def check(self, spec: TaskSpec, role: Role, container: ContainerFacts | None) -> None:
         """Refuse a task that asks for more than its caller's role may have.
@@ -39,6 +40,11 @@ class Limits:
 
     def cap(self, role: Role) -> Cap:
         """What a task gets where it leaves it open."""
+        if role not in self._caps:
+            self._caps[role] = self._cap(role)
+        return self._caps[role]
+
+    def _cap(self, role: Role) -> Cap:
         resources = Resources(cpus=self._most("max_cpus", role), memory=int(self._most("max_memory", role)))
         return Cap(resources=resources, timeout_s=self._most("max_timeout_s", role) or None)
 

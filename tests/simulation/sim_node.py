@@ -12,7 +12,7 @@ from edgeorch.errors import StorageError
 from edgeorch.membership import ExecutorLoad, Fleet, Membership, Sampler, SelfInfo
 from edgeorch.membership.self_info import INCARNATIONS_PER_BOOT
 from edgeorch.seams import Seams
-from edgeorch.store import DropTask, PutTask
+from edgeorch.store import DropTask, PutCallback, PutTask
 from edgeorch.testing.drivers import ScriptedHost
 from edgeorch.testing.fleet import VirtualMe, VirtualNode
 from edgeorch.testing.stores import MemoryStore
@@ -119,7 +119,7 @@ class SimCallbacks(Callbacks):
 
     def changes(self, task, spec, kind):
         changes = super().changes(task, spec, kind)
-        self._checks.makes(task.id, [change.callback.id for change in changes])
+        self._checks.makes(task.id, [one.callback.id for one in changes if isinstance(one, PutCallback)])
         return changes
 
     async def _send(self, callback):

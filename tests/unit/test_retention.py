@@ -27,7 +27,7 @@ class World:
         self.store = FailingStore(MemoryStore(self.seams), failing=failing)
         self.folder = folder
         self.lives = {}
-        ledger = SimpleNamespace(seams=self.seams, store=self.store)
+        ledger = SimpleNamespace(seams=self.seams, store=self.store, recent={})
         executor = SimpleNamespace(lives=lambda: self.lives)
         settings = Store(retention_s=DAY, retention_bytes=max_bytes)
         self.retention = Retention(settings, ledger, executor, [folder, folder, folder / "missing"])

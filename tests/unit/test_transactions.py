@@ -4,6 +4,7 @@ import pytest
 import trio
 from virtual_steps import ended, started, until
 
+from edgeorch.dispatch import ledger
 from edgeorch.errors import StorageError
 from edgeorch.executor.life import SHORT_S
 from edgeorch.model import AttemptState as A
@@ -129,3 +130,22 @@ async def test_cancelled_while_its_place_is_written_down(autojump_clock, fleet, 
     assert (await ended(a, task)).state is T.CANCELLED
     assert trio.current_time() < 20
     assert (await ended(a, held)).state is T.SUCCEEDED
+
+
+async def test_who_waits_for_a_batch_reads_nothing_from_the_disk(autojump_clock, fleet, nursery, monkeypatch):
+    (a,) = await started(fleet, nursery, "a")
+    monkeypatch.setattr(ledger, "RECENT", 8)
+    tasks = [await a.submit("true") for _ in range(10)]
+    await trio.sleep(10)
+    asked, read = [], a.store.task
+
+    async def noted(task_id):
+        asked.append(task_id)
+        return await read(task_id)
+
+    monkeypatch.setattr(a.store, "task", noted)
+    assert {(await ended(a, task)).state for task in tasks} == {T.SUCCEEDED}
+    assert asked == [task.id for task in tasks[:2]]
+    a.dispatch.ledger.recent.clear()  # as retention does, which may have forgotten the task
+    await ended(a, tasks[-1])
+    assert asked[2:] == [tasks[-1].id]
