@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import fcntl
+import gc
 import os
 import pwd
 import resource
@@ -86,6 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log(f"{options.socket}: {error.strerror or error} ({_me()} must be able to write; keep it short)")
         return EX_CONFIG
     _announce()
+
+    # What has been loaded by now is there to stay.
+    gc.freeze()
 
     def after_round() -> None:
         attempts.after_round()

@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,11 +32,12 @@ DRAIN_S = 1.0
 """For output in a pipe that somebody outside the attempt holds open."""
 _CHUNK = 65_536
 _PIPE_CHUNKS = 16
+_FREE = nullcontext[Group | None](None)
 
 Then = Callable[[], None]
 
 
-@dataclass
+@dataclass(slots=True)
 class Attempt:
     """One that has not ended yet. Times on the loop's clock."""
 
@@ -147,11 +148,15 @@ class Attempts:
                 env[VARIABLE] = f"{work}/secrets"
                 os.symlink(own[-1], env[VARIABLE])
             ends = (self._null, pipes[0][1], pipes[1][1])
-            with self._limits.entered(request.key, request.cpus, request.memory) as group:
+            limited = request.cpus or request.memory
+            with (
+                self._limits.entered(request.key, request.cpus, request.memory) if limited else _FREE as group
+            ):
                 main = spawn.spawn(
                     request.argv, env, own, ends, open_files=self._open_files, landlock=self._landlock
                 )
-            self._limit(main, group, request)
+            if limited:
+                self._limit(main, group, request)
         except BaseException:
             for reading, _ in pipes:
                 os.close(reading)
@@ -225,8 +230,8 @@ class Attempts:
         """Look at the processes once per round, however many of them have changed."""
         if not self._changed:
             return
-        self._changed = False
         childless = self._reap()
+        self._changed = False
         ending = list(self._ending.values())
         members: dict[str, list[tree.Process]] = {}
         # The usual case, a service that ended and left nothing behind, needs no look at the process table.

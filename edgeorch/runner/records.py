@@ -7,6 +7,7 @@ ran when the last runner died. Folders with neither are not the runner's. Earlie
 
 import contextlib
 import os
+import re
 import select
 import signal
 import stat
@@ -21,7 +22,7 @@ from edgeorch.runner.exits import Exits
 from edgeorch.runner.protocol import Ended
 
 _LOST = Ended(cause="node_lost", reason="the runner that ran it has died, and the service with it")
-_KEY = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_")
+_KEY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
 _ROUNDS = 10
 _ROUND_MS = 500
 
@@ -46,7 +47,7 @@ class Records:
         Raises:
             SpawnError: the key is no safe file name.
         """
-        if not key or len(key) > 128 or not _KEY.issuperset(key) or not key[0].isalnum():
+        if not _KEY.fullmatch(key):
             raise spawn.SpawnError("invalid_service", f"{key[:128]!r} is not the key of an attempt")
         return f"{self._root}/{key}"
 

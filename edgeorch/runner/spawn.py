@@ -1,7 +1,6 @@
 """Start one program: look it up, give it a clean environment, posix_spawn it."""
 
 import errno
-import functools
 import os
 import pwd
 import resource
@@ -128,16 +127,19 @@ def spawn(
         # The kernel looks for itself where it is told the place.
         program = argv[0] if "/" in argv[0] else find(argv[0], env.get("PATH", DEFAULT_PATH))
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, hard))
-        start = functools.partial(
-            os.posix_spawn,
-            program,
-            tuple(argv),
-            env,
-            file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=_DEFAULT_SIGNALS,
-        )
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+
+        def start() -> int:
+            return os.posix_spawn(
+                program,
+                tuple(argv),
+                env,
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=_DEFAULT_SIGNALS,
+            )
+
         return start() if landlock is None else landlock.within(folders, start)
     except OSError as error:
         if "/" in argv[0]:

@@ -34,7 +34,7 @@ class Process(NamedTuple):
 Table = Mapping[int, Process]
 
 
-@dataclass
+@dataclass(slots=True)
 class Family:
     """What is known of one attempt's processes. ``since`` in clock ticks: nothing of it is older."""
 

@@ -1,12 +1,12 @@
 """Environment, lookup, records and cgroup files: what needs no running service."""
 
+import _thread
 import ctypes
 import errno
 import os
 import resource
 import subprocess
 import tempfile
-import threading
 from pathlib import Path
 
 import msgspec
@@ -263,10 +263,10 @@ def test_no_thread_to_be_had_is_a_limit_of_the_system(tmp_path, monkeypatch):
     made = landlock.Landlock([tmp_path])
     open_before = len(list(Path("/proc/self/fd").iterdir()))
 
-    def start(_thread):
+    def start(_function, _arguments):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     with pytest.raises(OSError, match="temporarily") as caught:
         made.within([tmp_path], lambda: 5)
     assert caught.value.errno == errno.EAGAIN
