@@ -25,7 +25,7 @@ from edgeorch.model import (
     Service,
     TaskSpec,
 )
-from edgeorch.output import tail
+from edgeorch.output import tails
 from edgeorch.scheduler import driver_of
 from edgeorch.seams import Seams
 from edgeorch.secret import Secret
@@ -99,7 +99,7 @@ class Executor:
         origins: where reports go.
         rules: the node's policy.
         seams: clocks.
-        read_tail: gives the last bytes of an output file.
+        read_tails: gives the last bytes of output files.
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class Executor:
         origins: Origins,
         rules: Rules,
         seams: Seams,
-        read_tail: Callable[[str, int], Awaitable[bytes]] = tail,
+        read_tails: Callable[[Sequence[str], int], Awaitable[list[bytes]]] = tails,
     ) -> None:
-        self.read_tail = read_tail
+        self.read_tails = read_tails
         self.settings = settings
         self.output_max = output_max
         self.tail_max = tail_max

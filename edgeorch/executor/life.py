@@ -184,9 +184,9 @@ class Life:
         """Record the end. Goes on trying while the disk is full: a result must not be forgotten."""
         run = self.run
         if run.handle is not None and self.remote:
-            limit = self.executor.tail_max
-            read = self.executor.read_tail
-            self._tails = (await read(run.handle.stdout, limit), await read(run.handle.stderr, limit))
+            files = (run.handle.stdout, run.handle.stderr)
+            stdout, stderr = await self.executor.read_tails(files, self.executor.tail_max)
+            self._tails = (stdout, stderr)
         self.run = msgspec.structs.replace(
             run, state=state, exit=end, ended_at=self.executor.seams.wall(), sequence=run.sequence + 1
         )

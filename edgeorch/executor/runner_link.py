@@ -150,7 +150,7 @@ class RunnerLink:
         while True:
             await trio.lowlevel.wait_readable(self._sock)
             try:
-                data = self._sock.recv(262_144)
+                data = self._sock.recv(65_536)
             except BlockingIOError:
                 continue
             except OSError as error:

@@ -6,7 +6,7 @@ file and then, once the attempt has ended, the end that its cap cut off; offsets
 """
 
 from edgeorch.output.folders import STREAMS, Folder, Swept, choose, folder_of, remove, streams_of, sweep
-from edgeorch.output.follow import Piece, Stream, follow, tail
+from edgeorch.output.follow import Piece, Stream, follow, tails
 from edgeorch.output.watcher import Watcher
 
 __all__ = [
@@ -22,5 +22,5 @@ __all__ = [
     "remove",
     "streams_of",
     "sweep",
-    "tail",
+    "tails",
 ]

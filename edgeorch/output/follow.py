@@ -1,8 +1,8 @@
 """Read what an attempt printed, and follow it while it prints."""
 
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
@@ -154,21 +154,29 @@ def _backwards(file: FileIO, size: int, end: bytes) -> Iterator[tuple[int, bytes
         yield at, file.read(min(CHUNK, size - at))
 
 
-async def tail(path: str | Path, max_bytes: int) -> bytes:
-    """The last bytes of an ended stream as kept. Empty, with a log line, where they cannot be read."""
-    try:
-        return await _in_thread(lambda: _tail(Path(path), max_bytes))
-    except StorageError as error:
-        log.warning("the end of an output was not kept", path=str(path), reason=error.detail)
-        return b""
+async def tails(paths: Sequence[str | Path], max_bytes: int) -> list[bytes]:
+    """The last bytes of ended streams as kept. Empty, with a log line, where they cannot be read."""
+
+    def read() -> list[bytes | OSError]:
+        return [_tail(path, max_bytes) for path in paths]
+
+    found = await trio.to_thread.run_sync(read, limiter=_reading)
+    return [_or_nothing(path, each) for path, each in zip(paths, found, strict=True)]
 
 
-def _tail(path: Path, max_bytes: int) -> bytes:
-    end = read_tail(path)[1]
+def _or_nothing(path: str | Path, found: bytes | OSError) -> bytes:
+    if isinstance(found, bytes):
+        return found
+    log.warning("the end of an output was not kept", path=str(path), reason=found.strerror)
+    return b""
+
+
+def _tail(path: str | Path, max_bytes: int) -> bytes | OSError:
     try:
-        with path.open("rb") as file:
+        end = read_tail(path)[1]
+        with suppress(FileNotFoundError), open(path, "rb", buffering=0) as file:  # noqa: PTH123  or a text
             file.seek(max(os.fstat(file.fileno()).st_size - max_bytes, 0))
             end = file.read(max_bytes) + end
-    except FileNotFoundError:
-        pass
+    except OSError as error:
+        return error
     return end[-max_bytes:] if max_bytes else b""

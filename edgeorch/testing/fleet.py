@@ -242,7 +242,7 @@ class VirtualNode:
                     origins=self.dispatch.reporter,
                     rules=self.rules,
                     seams=self.seams,
-                    read_tail=_read_tail,
+                    read_tails=_read_tails,
                 )
                 self.dispatch.attach(self.executor)
                 add_handlers(peers.handlers, self.dispatch, self.executor)
@@ -319,10 +319,14 @@ class VirtualFleet:
             node.membership.touch()
 
 
-async def _read_tail(path: str, limit: int) -> bytes:
+async def _read_tails(paths: Sequence[str], limit: int) -> list[bytes]:
     """Read at once: a thread would let MockClock leap."""
     await trio.lowlevel.checkpoint()
+    return [_end_of(Path(path), limit) for path in paths]
+
+
+def _end_of(path: Path, limit: int) -> bytes:
     try:
-        return Path(path).read_bytes()[-limit:]  # noqa: ASYNC240  see above
+        return path.read_bytes()[-limit:]
     except FileNotFoundError:
         return b""

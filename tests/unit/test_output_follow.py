@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeorch.errors import StorageError
-from edgeorch.output import Watcher, follow, streams_of, tail, watcher
+from edgeorch.output import Watcher, follow, streams_of, tails, watcher
 from edgeorch.output.follow import CHUNK, _start
 from edgeorch.runner.capped import CappedFile
 
@@ -164,20 +164,20 @@ async def test_the_end_behind_the_cap_comes_once_the_attempt_has_ended(tmp_path,
         ended.set()
         assert [piece async for piece in pieces] == [("stdout", len(head), b"lost and the end!\n")]
     assert head.startswith(b"head\n[edgeorch: output limit of 4 bytes")
-    assert await tail(paths["stdout"], 5) == b"end!\n"
-    assert await tail(paths["stdout"], 1000) == head + b"lost and the end!\n"
+    assert await tails([paths["stdout"]], 5) == [b"end!\n"]
+    assert await tails([paths["stdout"]], 1000) == [head + b"lost and the end!\n"]
     assert (await now(paths, tail_lines=1))[0] == ("stdout", len(head), b"lost and the end!\n")
 
 
-async def test_tail_gives_the_last_bytes_or_nothing(tmp_path):
+async def test_tails_are_the_last_bytes_or_nothing(tmp_path):
     path = tmp_path / "stdout"
-    assert await tail(path, 10) == b""
+    assert await tails([path], 10) == [b""]
     path.write_bytes(b"0123456789")
-    assert await tail(str(path), 4) == b"6789"
-    assert await tail(path, 100) == b"0123456789"
-    assert await tail(path, 0) == b""
+    assert await tails([str(path)], 4) == [b"6789"]
+    assert await tails([path], 100) == [b"0123456789"]
+    assert await tails([path], 0) == [b""]
     (tmp_path / "folder").mkdir()
-    assert await tail(tmp_path / "folder", 4) == b""
+    assert await tails([tmp_path / "folder", path], 4) == [b"", b"6789"]
 
 
 async def test_a_file_that_cannot_be_read_is_an_error(tmp_path):
