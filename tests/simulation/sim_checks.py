@@ -1,12 +1,19 @@
 """What must hold after every step of a simulation, checked where the step happens."""
 
 import hashlib
+import math
+import sys
 
 import msgspec
+import structlog
 import trio
 
-from edgeorch.model import AttemptState, TaskSpec
+from edgeorch.model import AttemptState, TaskSpec, TaskState
 
+MARK = "hush"
+"""In every secret, and in nothing else."""
+CANCEL_S = 60.0
+"""Nothing of a task is started so long after its cancellation was answered."""
 _STARTED = (AttemptState.RUNNING, AttemptState.SUCCEEDED, AttemptState.FAILED)
 _GIVEN_UP = (AttemptState.LOST, AttemptState.SUPERSEDED)
 SETTLED = ("state", "exit_code", "ended_at", "reason")
@@ -37,6 +44,17 @@ class Checks:
         """Ids of callbacks as they were made, by task id; a crash may have lost the last."""
         self.told: dict[str, dict[str, str]] = {}
         """State by id of callbacks as they first arrived, by task id."""
+        self.cancelled: dict[str, float] = {}
+        """When the cancellation of a task was answered."""
+        self.parents: dict[str, str] = {}
+        self.given: dict[tuple[str, str], dict[str, bytes]] = {}
+        """Secrets by the request that they came with and the place in it."""
+        self.answers: dict[str, list[str]] = {}
+        """Ids by request, as it was first answered."""
+        self.reads = {}
+        """Ended tasks as somebody was told of them first."""
+        self.numbers: dict[tuple[str, int], str] = {}
+        """Task id by node and ServiceID."""
         self._show = show
         self._trace = hashlib.sha256()
         self.steps = 0
@@ -56,8 +74,59 @@ class Checks:
     def accept(self, who, tasks):
         """These tasks were answered with 202."""
         for task in tasks:
-            self.accepted.setdefault(who, []).append(task.id)
+            known = self.accepted.setdefault(who, [])
+            if task.id not in known:
+                known.append(task.id)
             self.say(who, f"accepted {task.id}")
+            if task.service_id and self.numbers.setdefault((who, task.service_id), task.id) != task.id:
+                raise BrokenError(f"{task.id} has the ServiceID of {self.numbers[who, task.service_id]}")
+
+    def answer(self, who, request, tasks):
+        """A request was answered with these tasks; with the same key it gets the same."""
+        ids = [task.id for task in tasks]
+        first = self.answers.setdefault(request, ids)
+        if first != ids:
+            raise BrokenError(f"{request} was answered with {first}, now with {ids}")
+        self.accept(who, tasks)
+        self.silent(f"an answer of {who}", msgspec.json.encode(tasks))
+
+    def requests(self, stored):
+        """Each request made all of its tasks or none, and once. ``stored``: tasks by node."""
+        made = {}
+        for who, tasks in stored.items():
+            for task in tasks:
+                metadata = self.specs[task.id].metadata
+                if task.parent is None and "request" in metadata:
+                    made.setdefault((who, metadata["request"], int(metadata["of"])), []).append(task.id)
+        for (who, request, count), ids in made.items():
+            if len(ids) != count:
+                raise BrokenError(f"{request} of {count} tasks made {ids} at {who}")
+
+    def refused(self, who, error):
+        """A node says no."""
+        self.say(who, f"refuses: {error}")
+        self.silent(f"an error of {who}", f"{error} {error!r}".encode())
+
+    def read(self, who, task):
+        """A node tells of a task; what has ended stays as it was told."""
+        self.say(who, f"tells that {task.id} is {task.state}")
+        self.silent(f"an answer of {who}", msgspec.json.encode(task))
+        if task.state.terminal:
+            first = self.reads.setdefault(task.id, task)
+            if any(getattr(first, field) != getattr(task, field) for field in SETTLED):
+                raise BrokenError(f"{task.id} was told as {first}, now as {task}")
+
+    def silent(self, where, content):
+        """No secret is in there."""
+        if MARK.encode() in content:
+            raise BrokenError(f"a secret is in {where}: {content!r}")
+
+    def log(self, _logger, _method, line):
+        """A processor for structlog."""
+        self.silent("the log", f"{line} {sys.exc_info()[1]!r}".encode())
+        if not self._show:
+            raise structlog.DropEvent
+        return line
 
     def task(self, who, before, after):
         """A node has put a task on its disk."""
@@ -71,6 +140,8 @@ class Checks:
             raise BrokenError(f"{after.id} has attempts {numbers}")
         if before is None:
             self.specs[after.id] = msgspec.json.decode(after.spec, type=TaskSpec)
+            if after.parent is not None:
+                self.parents[after.id] = after.parent
         else:
             self._change(before, after)
 
@@ -89,6 +160,15 @@ class Checks:
                 raise BrokenError(f"{after.id}.{attempt.number} went from {known.state} to {attempt.state}")
         if any(attempt.state in _STARTED for attempt in old.values()):
             raise BrokenError(f"{after.id} has forgotten its attempts {sorted(old)}")
+
+    def parent(self, task, children):
+        """A parent has ended, with these children on the disk."""
+        running = [child.id for child in children if not child.state.terminal]
+        if running and task.state is not TaskState.TIMED_OUT:
+            raise BrokenError(f"{task.id} is {task.state}, and its children {running} have not ended")
+        failed = [child.id for child in children if child.state is not TaskState.SUCCEEDED]
+        if task.state is TaskState.SUCCEEDED and (failed or not children):
+            raise BrokenError(f"{task.id} has succeeded, and its children {failed} have not")
 
     def dropped(self, who, task):
         """A node forgets a task."""
@@ -125,8 +205,18 @@ class Checks:
         if launch.key in earlier:
             raise BrokenError(f"{launch.key} was started twice")
         spec = self.specs[task_id]
-        if spec.retry.max_attempts == 1 and earlier:
-            raise BrokenError(f"{task_id} may run once; {launch.key} was started after {earlier}")
+        given = self.given.get((spec.metadata.get("request"), spec.metadata.get("index")), {})
+        if {name: secret.value for name, secret in launch.secrets.items()} != given:
+            raise BrokenError(f"{launch.key} was started with the secrets {sorted(launch.secrets)}")
+        if len(earlier) >= spec.retry.max_attempts:
+            raise BrokenError(
+                f"{task_id} may run {spec.retry.max_attempts} times; {launch.key} was started after {earlier}"
+            )
+        since = min(self.cancelled.get(one, math.inf) for one in (task_id, self.parents.get(task_id, "")))
+        if trio.current_time() - since > CANCEL_S:
+            raise BrokenError(
+                f"{launch.key} was started {trio.current_time() - since:.0f} s after a cancellation"
+            )
         running = [key for key in earlier if self._runs(key)]
         if spec.on_disconnect == "stop" and running:
             raise BrokenError(f"{launch.key} was started while {running} still ran")

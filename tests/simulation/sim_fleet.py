@@ -3,20 +3,16 @@
 import random
 from dataclasses import dataclass
 
-import msgspec
 import trio
 from sim_checks import BrokenError
+from sim_load import NarrowLoad, WideLoad
 from sim_node import SimNode
 
 from edgeorch.config import Config, Lease
-from edgeorch.dispatch.requests import Submission
-from edgeorch.errors import EdgeorchError
-from edgeorch.model import NativeService, Placement, Retry, TaskSpec
 from edgeorch.testing.discovery import FakeLan
-from edgeorch.testing.fleet import ADMIN, VirtualFleet
+from edgeorch.testing.fleet import VirtualFleet
 from edgeorch.testing.wire import Network
 
-REQUEST_S = 30.0
 END_S = 3600.0
 """Everything must have ended this long after the last fault."""
 QUIET_S = 30.0
@@ -24,6 +20,10 @@ QUIET_S = 30.0
 CALLBACKS_S = 900.0
 """Receivers must have been told everything by then; a node tries every five minutes in the end."""
 DAY_S = 86_400.0
+DUE_S = 60.0
+"""Of what was cancelled, and of parents whose children have ended."""
+NARROW = frozenset({13, 24, 31})
+"""Seeds that found something under the first load, which they need to find it again."""
 
 
 @dataclass(frozen=True)
@@ -83,86 +83,6 @@ class SimFleet(VirtualFleet):
 
     def up(self):
         return [node for node in self.nodes.values() if node.up]
-
-
-class Load:
-    """Clients that hand in tasks, and sometimes cancel one."""
-
-    def __init__(self, fleet, nursery):
-        self.fleet, self.nursery = fleet, nursery
-        self.rng = random.Random(f"{fleet.seed} load")
-
-    async def run(self, seconds):
-        with trio.move_on_after(seconds):
-            while True:
-                await trio.sleep(self.rng.expovariate(1 / self.fleet.plan.task_every_s))
-                if nodes := self.fleet.up():
-                    node = self.rng.choice(nodes)
-                    known = self.fleet.checks.accepted.get(node.name)
-                    if known and self.rng.random() < 0.05:
-                        self.nursery.start_soon(self.ask, node, self.cancel, self.rng.choice(known))
-                    else:
-                        self.nursery.start_soon(self.ask, node, self.submit, self.spec())
-
-    def spec(self):
-        rng = self.rng
-        script = rng.choice(
-            (
-                ("true",),
-                ("sleep", f"{rng.uniform(0.1, 5):.2f}"),
-                ("sleep", f"{rng.uniform(1, 40):.2f}"),
-                ("print", "hello", ";", "sleep", "2", ";", "print", "bye"),
-                ("sleep", "1", ";", "exit", "3"),
-                ("sleep", "1", ";", "oom"),
-                ("ignore-term", ";", "sleep", "10"),
-                ("hang",),
-                ("no-such-program",),
-            )
-        )
-        reasons = ("node_lost", "rejected", "failed", "oom", "timed_out")
-        return TaskSpec(
-            name="sim",
-            service=(NativeService(argv=script),),
-            placement=self.placement(),
-            timeout_s=rng.uniform(5, 60) if script == ("hang",) else rng.choice((None, None, 20.0)),
-            deadline_s=rng.choice((30.0, 120.0, 300.0)),
-            priority=rng.choice((50, 50, rng.randint(0, 100))),
-            retry=Retry(
-                max_attempts=rng.choice((1, 2, 3, 10)),
-                on=tuple(reason for reason in reasons if rng.random() < 0.6),
-                backoff_s=rng.choice((0.0, 1.0)),
-            ),
-            on_disconnect=rng.choice(("stop", "stop", "keep")),
-            callback_url=rng.choice((None, "http://receiver/")),
-        )
-
-    def placement(self):
-        rng, nodes = self.rng, list(self.fleet.nodes)
-        if rng.random() < 0.1:
-            return Placement(mode=rng.choice(("all", "spread")), count=rng.randint(1, min(3, len(nodes))))
-        if rng.random() < 0.1:
-            return Placement(node=rng.choice(nodes))
-        return Placement(self_=rng.random() < 0.7)
-
-    async def ask(self, node, what, argument):
-        """One request to one node, which ends when the node does."""
-        with trio.move_on_after(REQUEST_S) as scope:
-            node.clients.add(scope)
-            try:
-                await what(node, argument)
-            except EdgeorchError as error:
-                self.fleet.checks.say(node.name, f"refuses: {error}")
-            finally:
-                node.clients.discard(scope)
-
-    async def submit(self, node, spec):
-        raw = msgspec.json.encode(spec)
-        self.fleet.checks.accept(
-            node.name, await node.dispatch.submit([Submission(spec=spec, raw=raw)], ADMIN)
-        )
-
-    async def cancel(self, node, task_id):
-        await node.dispatch.cancel(task_id, ADMIN)
 
 
 class Adversary:
@@ -266,12 +186,16 @@ async def simulate(folder, plan, checks):
     rng = random.Random(plan.seed)
     async with trio.open_nursery() as nursery:
         fleet.nursery = nursery
+        nursery.start_soon(Due(fleet).run)
         for number in range(plan.nodes):
-            node = fleet.add(f"n{number}", slots=rng.choice((1, 2, 4)))
+            # Ids are names filled up with zeros: n1 and n10 must not share one.
+            name = f"n{number:0{len(str(plan.nodes - 1))}}"
+            node = fleet.add(name, slots=rng.choice((1, 2, 4)))
             await nursery.start(node.host.run)
             fleet.start(node)
         async with trio.open_nursery() as faults:
-            faults.start_soon(Load(fleet, faults).run, plan.seconds)
+            load = (NarrowLoad if plan.seed in NARROW else WideLoad)(fleet, faults)
+            faults.start_soon(load.run, plan.seconds)
             faults.start_soon(Adversary(fleet, faults).run, plan.seconds)
         fleet.checks.say("all", "the faults are over")
         fleet.checks.calm = True
@@ -293,11 +217,46 @@ async def _end(fleet):
         task = node.store._tasks[task_id]
         if not task.state.terminal:
             raise BrokenError(f"{task_id} has not ended: {task.state}, {task.reason}, {task.attempts[-1:]}")
+    fleet.checks.requests({node.name: node.store._tasks.values() for node in fleet.nodes.values()})
+    for told in fleet.checks.reads.values():
+        fleet.checks.read(told.origin, origins[told.id].store._tasks[told.id])
     await trio.sleep(QUIET_S)
     await _all_told(fleet.checks, [node.store._tasks[task_id] for task_id, node in origins.items()])
     for node in fleet.nodes.values():
         if left := "; ".join(_left(node)):
             raise BrokenError(f"{node.name}: {left}")
+
+
+class Due:
+    """What a healthy node has to do soon."""
+
+    def __init__(self, fleet):
+        self._fleet = fleet
+        self._since = {}
+
+    async def run(self):
+        """Look every few seconds."""
+        while True:
+            await trio.sleep(5)
+            for node in self._fleet.nodes.values():
+                healthy = node.up and not node.disk.full and not node.disk.slow_s
+                for task in node.store._tasks.values():
+                    why = self._why(node, task) if healthy and not task.state.terminal else ""
+                    if not why:
+                        self._since.pop(task.id, None)
+                    elif trio.current_time() - self._since.setdefault(task.id, trio.current_time()) > DUE_S:
+                        raise BrokenError(f"{task.id} of {node.name} is still {task.state}: {why}")
+
+    def _why(self, node, task):
+        checks = self._fleet.checks
+        if not task.cancelling and {task.id, task.parent} & checks.cancelled.keys():
+            return "it or its parent was cancelled, and it does not know"
+        if checks.calm and task.cancelling:
+            return "it was cancelled"
+        children = node.store.of_parent(task.id)
+        if children and all(child.state.terminal for child in children):
+            return f"its children have ended: {[str(child.state) for child in children]}"
+        return ""
 
 
 async def _all_told(checks, tasks):

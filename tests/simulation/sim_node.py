@@ -25,10 +25,21 @@ class CheckedStore(MemoryStore):
         super().__init__(seams, store_id=name)
         self._checks, self._name = checks, name
 
+    async def commit_both(self, tasks, runs):
+        self._checks.silent(f"the database of {self._name}", msgspec.msgpack.encode([*tasks, *runs]))
+        return await super().commit_both(tasks, runs)
+
+    def of_parent(self, task_id):
+        return [task for task in self._tasks.values() if task.parent == task_id]
+
     def _apply(self, change):
         match change:
             case PutTask(task=task):
-                self._checks.task(self._name, self._tasks.get(task.id), task)
+                before = self._tasks.get(task.id)
+                self._checks.task(self._name, before, task)
+                whole = self._checks.specs[task.id].placement.mode != "best"
+                if whole and task.state.terminal and not (before and before.state.terminal):
+                    self._checks.parent(task, self.of_parent(task.id))
             case DropTask(task_id=task_id) if task_id in self._tasks:
                 self._checks.dropped(self._name, self._tasks[task_id])
         return super()._apply(change)
@@ -274,10 +285,11 @@ class SimNode(VirtualNode):
         self._end()
 
     async def live(self):
-        """One life after the other: the store counts the starts."""
+        """One life after the other: the store counts the starts, and tells its marks."""
         self.fleet.checks.say(self.name, "starts")
         await self.run()
         self.store.boot += 1
+        self.store.marks = dict(self.store._marks)
 
 
 def _load(slots):

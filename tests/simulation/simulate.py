@@ -37,14 +37,17 @@ class Outcome:
 
 
 @contextmanager
-def _without_chance(seed, show):
+def _without_chance(seed, checks, show):
     """Trio schedules by the seed alone, and nodes say what is asked for; both as before afterwards."""
     # Trio has this switch for Hypothesis (trio/_core/_run.py); what it adds to its random batches is sorting.
     scheduler, logging = trio._core._run, structlog.get_config()
     before, chance = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(10 if show else 50))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(10),
+        processors=[checks.log, *logging["processors"]],
+    )
     try:
         yield
     finally:
@@ -56,7 +59,7 @@ def _without_chance(seed, show):
 def run(seed, show=None):
     """Simulate one seed in this process, which must hash strings without chance."""
     checks, broken = Checks(show), ""
-    with _without_chance(seed, show), tempfile.TemporaryDirectory(prefix="edgeorch-sim-") as folder:
+    with _without_chance(seed, checks, show), tempfile.TemporaryDirectory(prefix="edgeorch-sim-") as folder:
         try:
             clock = trio.testing.MockClock(autojump_threshold=0)
             trio.run(simulate, Path(folder), Plan.of(seed), checks, clock=clock)

@@ -4,15 +4,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import sim_node
 import simulate
+
+from edgeorch.dispatch.accept import Acceptor
+from edgeorch.dispatch.children import Parents
+from edgeorch.store.sealing import Sealer
+from edgeorch.testing.stores import MemoryStore
 
 PROGRAM = Path(simulate.__file__)
 FOUND = {
     13: "a clock that was set back before a restart gave waiting tasks more time",
     24: "an offer whose origin went away while it was written left a run that nobody ended",
     31: "the end of a task that a full disk had refused was never written",
+    44: "a waiting task whose start here a full disk had refused was never tried again",
+    116: "a callback after a restart had the key of one that had been delivered",
 }
 
 
@@ -46,7 +54,7 @@ def test_a_disk_that_forgets_what_it_has_confirmed_is_found(monkeypatch):
         return events
 
     monkeypatch.setattr(sim_node.CheckedStore, "_apply", forgetful)
-    assert "does not know it any more" in simulate.run(6).broken
+    assert "does not know it any more" in simulate.run(31).broken
 
 
 def test_a_host_that_starts_an_attempt_twice_is_found(monkeypatch):
@@ -59,3 +67,26 @@ def test_a_host_that_starts_an_attempt_twice_is_found(monkeypatch):
 
     monkeypatch.setattr(sim_node.CheckedHost, "begin", twice)
     assert "was started twice" in simulate.run(6).broken
+
+
+async def _nothing(*_arguments):
+    """Instead of what should be done."""
+
+
+def _bare(_sealer, _task_id, secrets):
+    return msgspec.msgpack.encode(secrets)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "instead", "found"),
+    [
+        (Sealer, "seal", _bare, "a secret is in the database"),
+        (MemoryStore, "key", _nothing, "was answered with"),
+        (Acceptor, "_next_service_id", lambda _: 7, "has the ServiceID of"),
+        (Parents, "_cancel_children", _nothing, "and it does not know"),
+        (Parents, "child_ended", _nothing, "its children have ended"),
+    ],
+)
+def test_what_the_load_is_there_to_find_is_found(monkeypatch, part, name, instead, found):
+    monkeypatch.setattr(part, name, instead)
+    assert any(found in simulate.run(seed).broken for seed in (6, 7))
