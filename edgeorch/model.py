@@ -385,6 +385,8 @@ class Sample(Kept, frozen=True, kw_only=True):
     slots: int
     slots_used: int
     cpus_promised: float = 0.0
+    cpus_wanted: float = -1.0
+    """CPUs that what runs here uses now (``scoring.cpus_wanted``); less than 0: it does not say."""
     memory_promised: int = 0
     queued: int = 0
     bandwidth_mbps: float = 0.0

@@ -14,8 +14,9 @@ from edgeorch.model import NodeInfo, Peer, PeerState, Ranked, Resources, Score, 
 from edgeorch.scoring import NOTHING, Promised, score
 
 _NONE = Score(value=0.0)
-NEAR = 0.02
-"""Scores that differ by less than this share of the best count as equal: samples are noisier than that."""
+NEAR = 0.1
+"""Scores that differ by less than this share of the best count as equal: samples are noisier than that, and
+origins that all see the same node as the best by a little would fill it twice before they hear of it."""
 
 
 class Candidate(NamedTuple):

@@ -3,7 +3,11 @@
 A score answers "how soon would this service be done there". The yardstick is a service that needs one second
 of a 1 GHz core::
 
-    score = weight * fresh * cool / (1 / rate + ROUND_TRIPS * rtt)      rate = GHz * idle share * fit
+    score = weight * fresh * cool / (1 / rate + ROUND_TRIPS * rtt)      rate = GHz * share * room
+
+``share`` is what the newcomer finds idle of the CPUs that it wants (one, where it declares none). What it
+would take from others counts nearly nothing: a slower CPU that idles serves the fleet better than half of a
+fast one that is busy. ``room`` prefers the emptier of two nodes that have an idle CPU each.
 
 An idle 2.4 GHz node next door scores about 2.4. Nothing left (slots, memory) is 0.
 """
@@ -31,6 +35,12 @@ UNMEASURED = 0.01
 
 LEFT_WHEN_BUSY = 0.05
 """Share of a fully busy CPU that a newcomer still gets: the kernel divides, it does not refuse."""
+
+CROWDED = 0.25
+"""What a node loses of its score until its last CPU is taken: others may place there at the same moment."""
+
+SATURATED = 0.95
+"""From here on what runs on a node would use more than it gets."""
 
 FRESH_S = 3.0
 FADE_S = 30.0
@@ -99,6 +109,23 @@ def score(
     return Score(value=found.value, reasons=found.reasons() if explain else ())
 
 
+def cpus_wanted(busy: float, cpus: int, then: float, now: int) -> float:
+    """CPUs that what runs on a node uses now, by a measurement from when other attempts ran there.
+
+    Each attempt is taken to go on as it was measured, one CPU at most; services that wait for something use
+    nearly none. What is more than that is not the executor's and stays.
+
+    Args:
+        busy: measured share of all CPUs.
+        cpus: how many there are.
+        then: attempts that ran when ``busy`` was measured.
+        now: attempts that run now.
+    """
+    used = busy * cpus
+    each = 1.0 if busy >= SATURATED or then <= 0 else min(used / then, 1.0)
+    return max(used - each * then, 0.0) + each * now
+
+
 def baobab(u: float, n: float, f: float, b: float, r: float) -> float:
     """The score of edge-home-orchestration-go, release Baobab (``internal/scoringmgr``), as it computes it.
 
@@ -124,7 +151,14 @@ def baobab(u: float, n: float, f: float, b: float, r: float) -> float:
 
 def _senseless(info: NodeInfo, sample: Sample) -> str:
     """A peer's numbers come from outside: infinities, NaN and nonsense must not order a ranking."""
-    numbers = (sample.cpu_busy, sample.cpu_mhz, sample.load1, sample.cpus_promised, sample.bandwidth_mbps)
+    numbers = (
+        sample.cpu_busy,
+        sample.cpu_mhz,
+        sample.load1,
+        sample.cpus_promised,
+        sample.cpus_wanted,
+        sample.bandwidth_mbps,
+    )
     if all(abs(number) < ABSURD for number in numbers) and 0 < info.weight < ABSURD:
         return ""
     return "its measurements make no sense"
@@ -156,7 +190,7 @@ class _Soonest(NamedTuple):
     mhz: float
     idle: float
     needed: float
-    fit: float
+    share: float
     used: int
     rtt_s: float
     age_s: float
@@ -174,19 +208,21 @@ class _Soonest(NamedTuple):
     ) -> Self:
         cpus = max(sample.cpus, 1)
         mhz = sample.cpu_mhz if sample.cpu_mhz >= 1 else UNKNOWN_MHZ
-        idle = _idle_share(sample, promised, cpus)
+        used = _used(sample, promised, cpus)
+        idle = max(1 - used / cpus, 0.0)
         needed = spec.resources.cpus if spec else 0.0
-        fit = min(1.0, max(idle, LEFT_WHEN_BUSY) * cpus / needed) if needed else 1.0
-        contended = LEFT_WHEN_BUSY * (1 - idle) / (1 + max(sample.load1, 0.0) / cpus)
-        rate = max(mhz / 1000 * (idle + contended) * fit, SLOWEST)
+        share = min(idle * cpus / (needed or 1.0), 1.0)
+        contended = LEFT_WHEN_BUSY * (1 - share) / (1 + max(sample.load1, used, 0.0) / cpus)
+        room = 1 - CROWDED * (1 - idle)
+        rate = max(mhz / 1000 * (share + contended) * room, SLOWEST)
         factor = info.weight
         if age_s > FRESH_S:
             factor /= 1 + (age_s - FRESH_S) / FADE_S
         if sample.temperature_c is not None and sample.temperature_c >= HOT_C:
             factor *= HOT_FACTOR
         value = factor / (1 / rate + ROUND_TRIPS * rtt_s)
-        used = sample.slots_used + promised.slots
-        return cls(value, info, sample, cpus, mhz, idle, needed, fit, used, rtt_s, age_s)
+        slots = sample.slots_used + promised.slots
+        return cls(value, info, sample, cpus, mhz, idle, needed, share, slots, rtt_s, age_s)
 
     def reasons(self) -> tuple[str, ...]:
         assumed = "" if self.sample.cpu_mhz >= 1 else " assumed"
@@ -194,7 +230,7 @@ class _Soonest(NamedTuple):
             f"{self.cpus} x {self.mhz / 1000:.1f} GHz{assumed}, {self.idle:.0%} idle",
             f"{self.used} of {self.sample.slots} slots used",
         ]
-        if self.fit < 1:
+        if self.needed and self.share < 1:
             found.append(f"{self.needed:g} CPUs wanted, {self.idle * self.cpus:.1f} free")
         if self.rtt_s > 0:
             found.append(f"+{self.rtt_s * 1000:.1f} ms away")
@@ -207,16 +243,17 @@ class _Soonest(NamedTuple):
         return tuple(found)
 
 
-def _idle_share(sample: Sample, promised: Promised, cpus: int) -> float:
-    """The share of the CPUs that is neither measured as busy nor promised.
+def _used(sample: Sample, promised: Promised, cpus: int) -> float:
+    """CPUs that are in use or promised.
 
-    An attempt counts as its slot's share or its declared CPUs, whichever is more: it may not have begun to
-    use what it was given. What was placed since the sample comes on top.
+    A node that does not say what its attempts use now (release 1) is taken to use what was measured, or its
+    slots' share. What was placed since the sample comes on top: its declared CPUs, or one for each attempt,
+    because nobody knows yet what it uses.
     """
-    slots = max(sample.slots, 1)
-    busy = max(sample.cpu_busy, sample.cpus_promised / cpus, sample.slots_used / slots)
-    placed = max(promised.cpus / cpus, promised.slots / slots)
-    return min(max(1 - busy - placed, 0.0), 1.0)
+    used = sample.cpus_wanted
+    if used < 0:
+        used = max(sample.cpu_busy, sample.slots_used / max(sample.slots, 1)) * cpus
+    return max(used, sample.cpus_promised) + max(promised.cpus, promised.slots)
 
 
 def _original(info: NodeInfo, sample: Sample, rtt_s: float) -> Score:

@@ -338,6 +338,9 @@ class Placer:
         elif answer is not None or refusal:
             if answer is not None:
                 refusal, lasting = answer.reason, answer.cause in LASTING
+                if answer.sample is not None:
+                    # Before the refusal is remembered, which holds until a newer sample comes.
+                    self.view.membership.sampled(target, answer.sample)
             changes, effects = self._refuse(entry, offer.number, target, refusal, lasting=lasting)
             await self._settle(entry, changes, effects)
         else:

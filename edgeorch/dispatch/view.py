@@ -10,7 +10,7 @@ from edgeorch.dispatch.books import Books
 from edgeorch.dispatch.entry import Entry
 from edgeorch.errors import NotFoundError
 from edgeorch.executor.executor import Me
-from edgeorch.model import Peer, PeerState, Ranked, TaskSpec
+from edgeorch.model import Peer, PeerState, Ranked, Sample, TaskSpec
 from edgeorch.scheduler import Candidate, rank, why_waiting
 from edgeorch.scoring import NOTHING
 from edgeorch.seams import Seams
@@ -21,8 +21,8 @@ LASTING_S = 60.0
 PAST_S = 2.0
 """A refusal for want of room is believed for this long where no newer sample comes."""
 
-LARGE = 64
-"""A fleet of more nodes than this is not looked at as a whole for each task."""
+LARGE = 128
+"""A fleet of this many other nodes or more is not looked at as a whole for each task."""
 SHORTLIST = 32
 """So many of its live nodes are, by chance: the best of them is, two times of three, among the best 3 %."""
 
@@ -44,6 +44,10 @@ class Membership(Protocol):
 
     def snapshot(self) -> Mapping[str, Peer]:
         """All other nodes by id."""
+        ...
+
+    def sampled(self, node_id: str, sample: Sample) -> None:
+        """A fresh sample of a known node came with its answer."""
         ...
 
     def forget(self, node_id: str) -> None:

@@ -19,7 +19,7 @@ from edgeorch.membership.sampler import Sampler
 from edgeorch.membership.seeds import Seeds, parse_seeds
 from edgeorch.membership.self_info import SelfInfo
 from edgeorch.membership.table import GONE, Table
-from edgeorch.model import NodeInfo, Peer, PeerState
+from edgeorch.model import NodeInfo, Peer, PeerState, Sample
 from edgeorch.seams import Seams
 from edgeorch.wire import From, Handlers
 from edgeorch.wire.messages import Crl, Digest, Done, GetCrl, Goodbye, Hello, Ping, Pong
@@ -189,6 +189,10 @@ class Membership:
     def snapshot(self) -> Mapping[str, Peer]:
         """All other nodes by id."""
         return self.table.snapshot()
+
+    def sampled(self, node_id: str, sample: Sample) -> None:
+        """A fresh sample of a known node came with its answer."""
+        self.table.sampled(node_id, sample, trio.current_time())
 
     def forget(self, node_id: str) -> None:
         """Drop a dead or left node.

@@ -17,6 +17,7 @@ import trio
 from edgeorch.membership.cgroup import memory_limit, memory_used
 from edgeorch.membership.self_info import cpu_count
 from edgeorch.model import Sample
+from edgeorch.scoring import cpus_wanted
 from edgeorch.seams import Seams
 
 log = structlog.get_logger()
@@ -178,6 +179,8 @@ class Sampler:
         self._seams = seams
         self._limiter = trio.CapacityLimiter(1)
         self._latest: Sample | None = None
+        self._then, self._used = 0.0, 0
+        """Slots in use while the newest sample was measured: the mean of its two ends; and at the end."""
         self._last_ok = -math.inf
         self._failed = False
 
@@ -186,8 +189,10 @@ class Sampler:
         if self._latest is None:
             return None
         load = self._executor_load()
+        latest = self._latest
         return msgspec.structs.replace(
-            self._latest,
+            latest,
+            cpus_wanted=cpus_wanted(latest.cpu_busy, latest.cpus, self._then, load.slots_used),
             slots=load.slots,
             slots_used=load.slots_used,
             cpus_promised=load.cpus_promised,
@@ -211,6 +216,8 @@ class Sampler:
             return
         self._failed = False
         self._last_ok = trio.current_time()
+        used = self._executor_load().slots_used
+        self._then, self._used = (self._used + used) / 2, used
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Measure until cancelled. Started once the first sample is there.

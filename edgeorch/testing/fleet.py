@@ -87,6 +87,8 @@ class VirtualMembership:
         self._fleet = fleet
         self._own = own
         self.changed = trio.Event()
+        self.told: dict[str, Sample] = {}
+        """What came with answers, by node; ``snapshot`` needs none of it."""
 
     @property
     def states_changed(self) -> trio.Event:
@@ -108,6 +110,10 @@ class VirtualMembership:
             for index, node in enumerate(self._fleet.nodes.values(), 1)
             if node.id != self._own
         }
+
+    def sampled(self, node_id: str, sample: Sample) -> None:
+        """Kept for tests to see."""
+        self.told[node_id] = sample
 
     def forget(self, node_id: str) -> None:
         """Not remembered anyway."""

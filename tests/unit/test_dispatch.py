@@ -149,6 +149,8 @@ async def test_a_refusal_goes_to_the_next_best_and_costs_no_attempt(autojump_clo
     task = await ended(a, await a.submit("true", retry={"max_attempts": 1}))
     assert attempts(task) == [("b", A.REFUSED), ("a", A.SUCCEEDED)]
     assert "policy.native" in task.attempts[0].reason
+    # The refusal said how the node is now; nobody waits for its next probe to know.
+    assert a.membership.told.keys() == {b.id}
 
 
 async def test_an_offer_that_never_left_goes_to_the_next_best(autojump_clock, fleet, nursery):

@@ -49,6 +49,19 @@ async def test_executor_numbers_are_fresh_without_measuring():
     assert machine.threads[0] is not threading.current_thread()
 
 
+async def test_what_attempts_use_is_brought_up_to_those_that_run_now():
+    load = ExecutorLoad(slots=8)
+    machine = Counted()
+    machine.measure = lambda: sample(cpu_busy=0.5, cpus=4)
+    sampler = Sampler(machine, lambda: load, SEAMS)
+    for used in (2, 2):
+        load = ExecutorLoad(slots=8, slots_used=used)
+        await sampler.refresh()
+    assert sampler.current().cpus_wanted == 2.0
+    load = ExecutorLoad(slots=8, slots_used=1)
+    assert sampler.current().cpus_wanted == 1.0
+
+
 async def test_a_failing_machine_keeps_its_last_sample():
     machine = Counted()
     sampler = Sampler(machine, lambda: ExecutorLoad(slots=4), SEAMS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from membership_world import node_info, sample
 
 from edgeorch.model import NativeService, Resources, TaskSpec
-from edgeorch.scoring import UNKNOWN_MHZ, Promised, baobab, score
+from edgeorch.scoring import UNKNOWN_MHZ, Promised, baobab, cpus_wanted, score
 
 GIB = 1 << 30
 replace = msgspec.structs.replace
@@ -34,6 +34,7 @@ samples = st.builds(
     slots=st.integers(0, 64),
     slots_used=st.integers(0, 64),
     cpus_promised=st.floats(0, 64),
+    cpus_wanted=st.floats(-1, 300),
     memory_promised=st.integers(0, 1 << 33),
     bandwidth_mbps=st.floats(-1, 1e5),
 )
@@ -102,6 +103,37 @@ def test_the_difference_is_strict_where_it_matters():
     assert value(base, promised=Promised(slots=1)) < value(base)
 
 
+def test_an_idle_slow_cpu_beats_what_is_left_of_a_fast_one():
+    fast = sample(cpu_mhz=4000.0, cpus=4, slots=8, slots_used=4, cpus_wanted=4.0)
+    slow = sample(cpu_mhz=500.0, cpus=4, slots=8, slots_used=3, cpus_wanted=3.0)
+    assert value(slow) > value(fast)
+    assert value(replace(fast, slots_used=3, cpus_wanted=3.0)) > value(replace(slow, cpus_wanted=0.0))
+    # What was placed there since counts a CPU each.
+    assert value(replace(fast, slots_used=2, cpus_wanted=2.0), promised=Promised(slots=2)) < value(slow)
+
+
+def test_services_that_wait_take_no_cpu():
+    measured = sample(cpu_mhz=2000.0, cpus=4, slots=8, slots_used=4)
+    waiting = replace(measured, cpus_wanted=cpus_wanted(0.01, 4, then=4.0, now=4))
+    computing = replace(measured, cpus_wanted=cpus_wanted(1.0, 4, then=4.0, now=4))
+    assert value(waiting) > 10 * value(computing)
+
+
+@pytest.mark.parametrize(
+    ("busy", "then", "now", "wanted"),
+    [
+        (0.5, 2, 2, 2.0),  # two that compute
+        (0.5, 2, 1, 1.0),  # one of them has ended
+        (0.0, 0, 3, 3.0),  # nobody knows yet what these do
+        (0.01, 4, 4, 0.04),  # services that wait
+        (0.5, 1, 0, 1.0),  # the other CPU is not the executor's
+        (1.0, 8, 3, 3.0),  # those that end leave their CPUs to the others
+    ],
+)
+def test_what_attempts_use_follows_those_that_run_now(busy, then, now, wanted):
+    assert cpus_wanted(busy, 4, then, now) == pytest.approx(wanted)
+
+
 def test_an_idle_gigahertz_is_one():
     measured = sample(cpu_busy=0.0, cpu_mhz=1000.0, load1=0.0)
     assert value(measured) == pytest.approx(1.0)
@@ -133,6 +165,7 @@ def test_reasons_are_for_people():
         (sample(memory_promised=7 * GIB), spec(memory=2 * GIB), Promised(), "memory"),
         (sample(cpu_busy=float("nan")), None, Promised(), "sense"),
         (sample(load1=float("inf")), None, Promised(), "sense"),
+        (sample(cpus_wanted=float("nan")), None, Promised(), "sense"),
     ],
 )
 def test_nothing_left_is_zero(measured, wanted, promised, says):
