@@ -13,9 +13,9 @@ from pathlib import Path
 import trio
 from _virtual import InlineSampler, Machine, NoList, Watch
 
-from edgeorch.config import Config, Discovery, Loaded
+from edgeorch.config import Config, Discovery, Loaded, Log
 from edgeorch.identity import load_identity
-from edgeorch.logs import set_level
+from edgeorch.logs import set_up
 from edgeorch.membership import ExecutorLoad, Fleet, Membership, SelfInfo
 from edgeorch.membership.self_info import INCARNATIONS_PER_BOOT
 from edgeorch.model import NodeInfo, PeerState
@@ -112,5 +112,5 @@ async def main(seed, folders):
 
 
 if __name__ == "__main__":
-    set_level("error")
+    set_up(Log(level="error"))
     trio.run(main, sys.argv[1], sys.argv[2:])

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import trio
 
-from edgeorch.config import Config, Discovery
+from edgeorch.config import Config, Discovery, Log
 from edgeorch.errors import NodeUnreachableError
-from edgeorch.logs import set_level
+from edgeorch.logs import set_up
 from edgeorch.membership import ExecutorLoad, Fleet, Membership, Sampler, SelfInfo
 from edgeorch.membership.probe import FANOUT
 from edgeorch.membership.self_info import INCARNATIONS_PER_BOOT
@@ -237,7 +237,7 @@ class NoList:
 
 async def grown(network, count, nursery):
     """A fleet whose nodes have known each other for a while."""
-    set_level("error")
+    set_up(Log(level="error"))
     nodes = [VirtualNode(network, number) for number in range(1, count + 1)]
     now = trio.current_time()
     for node in nodes:

@@ -10,7 +10,8 @@ from pathlib import Path
 import trio
 from _rounds import compare, options, show
 
-from edgeorch.logs import set_level
+from edgeorch.config import Log
+from edgeorch.logs import set_up
 from edgeorch.model import Caller, Event, Task, TaskState, new_task_id
 from edgeorch.store import PutEvent, PutTask, TaskChange
 from edgeorch.store.sqlite import SqliteStore
@@ -74,7 +75,7 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--calls", type=int, default=2000, help="in each turn (default 2000)")
     given = parser.parse_args()
-    set_level("error")
+    set_up(Log(level="error"))
     rows = [
         compare(
             f"durable accepts, {in_flight} in flight",

@@ -18,9 +18,9 @@ import trio
 from _peers import Peer
 from _rounds import compare, options, show
 
-from edgeorch.config import Config, Loaded
+from edgeorch.config import Config, Loaded, Log
 from edgeorch.identity import Authority, load_identity
-from edgeorch.logs import set_level
+from edgeorch.logs import set_up
 from edgeorch.model import NodeInfo
 from edgeorch.wire import Handlers
 from edgeorch.wire.links import Links
@@ -101,7 +101,7 @@ def main() -> int:
         trio.run(serve, Path(sys.argv[2]))
         return 0
     given = parser.parse_args()
-    set_level("error")
+    set_up(Log(level="error"))
     with tempfile.TemporaryDirectory(prefix="edgeorch-bench-") as place:
         folder = Path(place)
         authority = Authority.create(folder / "ca", "bench")
