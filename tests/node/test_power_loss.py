@@ -75,11 +75,10 @@ def path_of(arguments):
 def steps(record, folder):
     """(begun, ended, what, path, more) of each call that matters, and of each 202, in order."""
     for name, arguments, result, begun, ended in calls(record):
-        if name == "sendto":
-            if ACCEPTED in arguments:
-                yield begun, ended, "answer", "", None
+        if name in {"write", "sendto"} and ACCEPTED in arguments:
+            yield begun, ended, "answer", "", None
             continue
-        if result < 0:
+        if result < 0 or name == "sendto":
             continue
         if name in {"openat", "unlink", "unlinkat", "rename"}:
             path, *new = (text_of(found).decode() for found in STRING.findall(arguments))
