@@ -86,7 +86,8 @@ class Leases:
         entry.expires = self.seams.boottime() + self.lease.lease_s + MARGIN_S
         if entry.unreachable_at is not None:
             entry.unreachable_at = None
-            entry.update(reason="")
+            if not entry.task.state.terminal:  # else it is why the task has ended
+                entry.update(reason="")
 
     async def cancel(self, entry: Entry, *records: PutAudit) -> None:
         """Begin to end a task on request; safe to repeat. ``records`` tell who asked, in one transaction."""

@@ -16,6 +16,7 @@ from edgeorch.testing.stores import MemoryStore
 
 PROGRAM = Path(simulate.__file__)
 FOUND = {
+    2: "a target that came back took away why its task had ended",
     13: "a clock that was set back before a restart gave waiting tasks more time",
     24: "an offer whose origin went away while it was written left a run that nobody ended",
     31: "the end of a task that a full disk had refused was never written",

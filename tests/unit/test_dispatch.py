@@ -296,6 +296,27 @@ async def test_an_at_most_once_task_is_never_replaced(autojump_clock, fleet, nur
     assert trio.current_time() - start == pytest.approx(3600, abs=10)
 
 
+async def test_why_a_task_has_ended_stays_when_its_lost_target_comes_back(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit(
+        *("sleep", "200"),
+        placement={"node": "b"},
+        retry={"max_attempts": 1},
+        on_disconnect="keep",
+        deadline_s=60,
+    )
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    b.crash()
+    await until(a, task, lambda now: "unreachable since" in now.reason)
+    assert (await ended(a, task)).reason == "not done within deadline_s = 60"
+    b.store = b.store.reopened()
+    await nursery.start(b.run)
+    fleet.set_state(b.id, PeerState.ALIVE)
+    await trio.sleep(100)
+    found = await a.store.task(task.id)
+    assert (found.reason, attempts(found)) == ("not done within deadline_s = 60", [("b", A.TIMED_OUT)])
+
+
 async def test_a_cut_off_target_ends_the_attempt_and_its_late_result_is_superseded(
     autojump_clock, fleet, nursery
 ):
