@@ -1,6 +1,9 @@
 """Routes for machines that watch: health, readiness, metrics."""
 
+import math
 from collections.abc import Callable
+
+import trio
 
 from edgeorch.errors import UnavailableError
 from edgeorch.rest.backend import Backend
@@ -8,6 +11,8 @@ from edgeorch.rest.routes import Answer, Asked, Route, Shown, answer
 from edgeorch.rest.views import HealthDocument
 
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
+RENDER_S = 0.25
+"""For so long the text is answered again: rendering takes as long as ten small requests."""
 
 
 class NotReadyError(UnavailableError):
@@ -29,6 +34,7 @@ class ProbeRoutes:
     def __init__(self, backend: Backend, metrics: Callable[[], bytes]) -> None:
         self._backend = backend
         self._metrics = metrics
+        self._rendered, self._rendered_at = b"", -math.inf
 
     async def healthy(self, asked: Asked) -> Answer:  # noqa: ARG002  every handler takes it
         """That this answers at all says that the node's loop runs."""
@@ -43,7 +49,10 @@ class ProbeRoutes:
 
     async def metrics(self, asked: Asked) -> Answer:  # noqa: ARG002
         """Counts of all parts."""
-        return Answer(body=self._metrics(), media=METRICS)
+        now = trio.current_time()
+        if now - self._rendered_at >= RENDER_S:
+            self._rendered, self._rendered_at = self._metrics(), now
+        return Answer(body=self._rendered, media=METRICS)
 
     def routes(self) -> tuple[Route, ...]:
         """The table."""

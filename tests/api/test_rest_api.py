@@ -21,10 +21,12 @@ from edgeorch.errors import (
     UnavailableError,
     problem_types,
 )
-from edgeorch.model import Event, TaskState, ulid
+from edgeorch.model import Caller, Event, TaskState, ulid
 from edgeorch.rest import events
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
+from edgeorch.rest.probes import ProbeRoutes
+from edgeorch.rest.routes import Asked
 from edgeorch.rest.tokens import Token, hash_of, new_text, write_tokens
 from edgeorch.store import PutAudit
 from edgeorch.testing.backend import OWN_ID, WALL, MemoryBackend
@@ -589,6 +591,17 @@ async def test_probes(service):
     assert "secret" not in json.dumps(problem)
     _, data = await service.ask("GET", "/metrics", role="read")
     assert data == b"edgeorch_tasks 1\n"
+
+
+async def test_metrics_are_rendered_a_few_times_a_second_at_most(autojump_clock):
+    rendered = []
+    routes = ProbeRoutes(
+        MemoryBackend(), lambda: rendered.append(1) or b"edgeorch_tasks %d\n" % len(rendered)
+    )
+    asked = Asked(caller=Caller(token="t", role="read"), path={}, query=None, headers={})
+    for seconds, text in ((0, b"1"), (0.2, b"1"), (0.1, b"2"), (0.1, b"2"), (60, b"3")):
+        await trio.sleep(seconds)
+        assert (await routes.metrics(asked)).body == b"edgeorch_tasks " + text + b"\n"
 
 
 # Who may
