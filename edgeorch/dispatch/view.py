@@ -56,10 +56,15 @@ class Membership(Protocol):
 
 
 class View:
-    """Candidates and names."""
+    """Candidates and names.
+
+    Attributes:
+        node_id: this node's id.
+    """
 
     def __init__(self, me: Me, membership: Membership, books: Books, scoring: Scoring, seams: Seams) -> None:
         self.me = me
+        self.node_id = me.info.id
         self.membership = membership
         self.books = books
         self.scoring = scoring
@@ -67,11 +72,6 @@ class View:
         self.took = Histogram()
         """Of ``best``."""
         self._since = seams.wall()
-
-    @property
-    def node_id(self) -> str:
-        """This node's id."""
-        return self.me.info.id
 
     def myself(self) -> Peer:
         """This node in the form of a peer."""
