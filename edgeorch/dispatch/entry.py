@@ -43,6 +43,7 @@ class Entry:
         unreachable_at: boot time when an at-most-once attempt's lease ran out.
         deadline: boot time when the task must have ended.
         offering: whether an offer is under way: its target may not know the attempt yet.
+        queued: whether it is in the queue.
         refused: by node id, since the last attempt that counted.
         passed_over: how often it was refused when its turn came; see ``queue``.
         unsaved: changes that the disk did not take; they go with the next commit.
@@ -59,6 +60,7 @@ class Entry:
     expires: float = math.inf
     unreachable_at: float | None = None
     offering: bool = False
+    queued: bool = False
     refused: Mapping[str, Refused] = field(default_factory=_none)
     passed_over: int = 0
     unsaved: Sequence[TaskChange] = ()

@@ -58,9 +58,10 @@ class Leases:
             await trio.sleep(1.0)
             await self._save_again()
             now = self.seams.boottime()
-            for entry in list(self.ledger.open.values()):
-                if now >= entry.deadline and not entry.task.state.terminal:
-                    await self._attempt_to(self._past_deadline, entry)
+            await self._end_late(now)
+            for task_id, entry in list(self.ledger.watched.items()):
+                if self.ledger.open.get(task_id) is not entry:
+                    del self.ledger.watched[task_id]
                 elif now >= entry.expires:
                     await self._attempt_to(self._expired, entry)
 
@@ -134,6 +135,16 @@ class Leases:
         )
         await self.ledger.commit(entry, changes, effects)
 
+    async def _end_late(self, now: float) -> None:
+        """What is past its deadline; a deep queue is only looked through when there may be something."""
+        if now < self.ledger.next_deadline:
+            return
+        for entry in list(self.ledger.open.values()):
+            if now >= entry.deadline and not entry.task.state.terminal:
+                await self._attempt_to(self._past_deadline, entry)
+        going = (entry for entry in self.ledger.open.values() if not entry.task.state.terminal)
+        self.ledger.next_deadline = min((entry.deadline for entry in going), default=math.inf)
+
     async def _attempt_to(self, act: Callable[[Entry], Awaitable[None]], entry: Entry) -> None:
         try:
             await act(entry)
@@ -142,12 +153,15 @@ class Leases:
 
     async def _save_again(self) -> None:
         """What the disk refused may have been the last change of a task: nothing else would write it."""
-        for entry in [entry for entry in self.ledger.open.values() if entry.unsaved]:
-            try:
-                await self.ledger.commit(entry, ())
-            except StorageError as error:
-                log.debug("the disk still refuses", task=entry.task.id, reason=str(error))
-                return
+        for task_id, entry in list(self.ledger.refused.items()):
+            # Before the commit, which puts it back where the disk refuses again.
+            self.ledger.refused.pop(task_id, None)
+            if entry.unsaved and task_id in self.ledger.open:
+                try:
+                    await self.ledger.commit(entry, ())
+                except StorageError as error:
+                    log.debug("the disk still refuses", task=task_id, reason=str(error))
+                    return
 
     async def _past_deadline(self, entry: Entry) -> None:
         allowed = self.ledger.deadline_s(entry.spec, entry.task.caller)

@@ -5,10 +5,11 @@ does not take it, the change stays with the entry and goes with the next commit;
 target or a caller before it is on disk.
 """
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol, TypeVar, cast
 
 import msgspec
 import structlog
@@ -57,6 +58,9 @@ class Ledger:
         happened: set whenever numbered events were committed; replaced by a new event each time.
         on_queue: called with an entry that has to be placed again, after ``seconds``.
         deadline_s: how long a task may take from its acceptance.
+        next_deadline: no open task has to have ended before this boot time.
+        watched: open tasks that have an attempt, and maybe some that have ended since: those with a lease.
+        refused: tasks of which the disk did not take a change.
         held: open tasks by token; of one that runs on several nodes only the parent.
         on_end: called with an entry whose task has ended and is on disk.
     """
@@ -75,10 +79,22 @@ class Ledger:
         self.on_end: Callable[[Entry], None] = lambda _entry: None
         self.deadline_s: Callable[[TaskSpec, Caller], float] = lambda spec, _caller: spec.deadline_s
         self.held: Counter[str] = Counter()
+        self.next_deadline = math.inf
+        self.watched: dict[str, Entry] = {}
+        self.refused: dict[str, Entry] = {}
         self.ended = 0
 
     def admit(self, task: Task, spec: TaskSpec) -> Entry:
         """Take a task into memory; the caller commits it."""
+        # A deep queue is mostly of one kind: what its tasks have in common is kept once.
+        task = msgspec.structs.replace(
+            task,
+            name=_kept_once(task.name),
+            spec=_kept_once(task.spec),
+            origin=_kept_once(task.origin),
+            caller=_kept_once(task.caller),
+            reason=_kept_once(task.reason),
+        )
         left = self.deadline_s(spec, task.caller) - self.seams.age(task.created_at, task.created_tick)
         entry = Entry(
             task=task,
@@ -87,6 +103,7 @@ class Ledger:
             saved=task,
         )
         self.open[task.id] = entry
+        self.next_deadline = min(self.next_deadline, entry.deadline)
         self._hold(task, 1)
         return entry
 
@@ -95,7 +112,7 @@ class Ledger:
         self._hold(entry.task, -1)
         self.open.pop(entry.task.id, None)
         self.books.release(entry.task.id)
-        self.queue.remove(entry.task.id)
+        self.queue.remove(entry)
 
     async def secrets_of(self, task_id: str) -> dict[str, Secret]:
         """The secrets of an open task: read when an attempt needs them, not kept in memory.
@@ -127,6 +144,7 @@ class Ledger:
         dropped = refused[: max(len(refused) - KEPT_REFUSALS, 0)]
         kept = tuple(one for one in entry.task.attempts if one not in dropped)
         entry.update(attempts=(*kept, attempt), state=TaskState.PLACING, reason="")
+        self.watched[entry.task.id] = entry
         entry.unreachable_at = None
         return [*self.state_changes(entry), self._attempt_event(entry, attempt)]
 
@@ -257,6 +275,8 @@ class Ledger:
     def _not_saved(self, entry: Entry, todo: Sequence[TaskChange]) -> None:
         refused = [one for one in todo if not isinstance(one, PutTask)]
         entry.unsaved = [*refused, *entry.unsaved]
+        if entry.unsaved:
+            self.refused[entry.task.id] = entry
 
     def saved(self, entry: Entry, record: Task, revision: int) -> None:
         """A record is on disk: callers may be told, followers of events wake.
@@ -399,7 +419,7 @@ class Ledger:
                 self.notifier.wake()
             elif effect is Effect.NOTIFY_ENDED:
                 self.notifier.wake()
-                self.queue.remove(entry.task.id)
+                self.queue.remove(entry)
                 self.ended += 1
                 task = entry.task
                 log.info(
@@ -420,6 +440,19 @@ class Ledger:
     def _settled(entry: Entry) -> bool:
         """Whether no attempt can still change."""
         return all(one.state.terminal for one in entry.task.attempts)
+
+
+_Shared = TypeVar("_Shared", str, bytes, Caller)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(value: Hashable) -> Hashable:
+    return value
+
+
+def _kept_once(value: _Shared) -> _Shared:
+    """An equal value that was seen before, else this one."""
+    return cast("_Shared", _kept(value))
 
 
 def _ago(age: float, now: float) -> float:

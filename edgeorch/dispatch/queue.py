@@ -32,25 +32,24 @@ class Queue:
 
     def __init__(self) -> None:
         self._shapes: dict[str, list[Line]] = {}
-        self._queued: set[str] = set()
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._queued)
-
-    def __contains__(self, task_id: object) -> bool:
-        return task_id in self._queued
+        return self._count
 
     def push(self, entry: Entry) -> None:
         """Add a task; a second time changes nothing."""
-        if entry.task.id in self._queued:
+        if entry.queued:
             return
-        self._queued.add(entry.task.id)
+        entry.queued = True
+        self._count += 1
         line = (-entry.task.priority, entry.passed_over, entry.task.id, entry)
         heapq.heappush(self._shapes.setdefault(entry.shape, []), line)
 
-    def remove(self, task_id: str) -> None:
+    def remove(self, entry: Entry) -> None:
         """The task waits no more."""
-        self._queued.discard(task_id)
+        self._count -= entry.queued
+        entry.queued = False
 
     def shapes(self) -> list[str]:
         """All shapes, the one with the most urgent task first."""
@@ -59,20 +58,20 @@ class Queue:
 
     def ahead(self, shape: str, priority: int) -> bool:
         """Whether a task of this shape waits that a newcomer of this priority must not overtake."""
-        return any(-urgency >= priority and task in self._queued for urgency, _, task, _ in self._top(shape))
+        return any(-urgency >= priority for urgency, *_ in self._top(shape))
 
     def drain(self, shape: str) -> Iterator[Entry]:
         """Take entries of a shape, most urgent first; push back what finds no place."""
         heap = self._shapes.get(shape, [])
         while heap:
-            *_, task_id, entry = heapq.heappop(heap)
-            if task_id in self._queued and not entry.task.state.terminal:
-                self._queued.discard(task_id)
+            *_, entry = heapq.heappop(heap)
+            if entry.queued and not entry.task.state.terminal:
+                self.remove(entry)
                 yield entry
         self._shapes.pop(shape, None)
 
     def _top(self, shape: str) -> list[Line]:
         heap = self._shapes.get(shape, [])
-        while heap and heap[0][2] not in self._queued:
+        while heap and not heap[0][3].queued:
             heapq.heappop(heap)
         return heap[:1]

@@ -52,6 +52,8 @@ class Reconciler:
             attempt = task.current
             if attempt and not attempt.state.terminal and attempt.node != self.view.node_id:
                 entry.expires = self.ledger.seams.boottime() + self.leases.lease.lease_s + MARGIN_S
+            if attempt:
+                self.ledger.watched[task.id] = entry
             if spec.placement.mode != "best":
                 children = await self.ledger.store.children(task.id)
                 entry.children = {child.id: child.state.terminal for child in children}

@@ -858,3 +858,24 @@ async def test_a_clock_that_jumps_changes_no_timeout_lease_or_deadline(
     assert trio.current_time() - began == pytest.approx(115, abs=2)
     assert [len((await a.store.task(task.id)).attempts) for task in (here, there)] == [1, 1]
     assert b.host.services == {}
+
+
+async def test_each_of_many_waiting_tasks_ends_at_its_own_deadline(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    nowhere = {"constraints": ["name == nobody"]}
+    begun = trio.current_time()
+    tasks = [await a.submit("true", placement=nowhere, deadline_s=seconds) for seconds in (40, 5, 20)]
+    for index in (1, 2, 0):
+        assert (await ended(a, tasks[index])).state is T.TIMED_OUT
+    assert 40 <= trio.current_time() - begun <= 42
+    later = await a.submit("true", placement=nowhere, deadline_s=5)
+    assert (await ended(a, later)).state is T.TIMED_OUT
+
+
+async def test_waiting_tasks_of_one_kind_share_what_they_have_in_common(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a")
+    made = [await a.submit("true", placement={"constraints": ["name == nobody"]}) for _ in range(2)]
+    one, other = (a.dispatch.ledger.open[task.id].task for task in made)
+    assert one.spec is other.spec
+    assert one.caller is other.caller
+    assert not a.dispatch.ledger.watched
