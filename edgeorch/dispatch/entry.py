@@ -24,11 +24,16 @@ def _none() -> Mapping[Any, Any]:
 
 @dataclass(slots=True)
 class Refused:
-    """A node's refusal in this round. ``lasting`` ones (policy, driver) hold for a while."""
+    """A node's refusal in this round.
+
+    ``lasting`` ones (policy, driver) hold for a while. Others hold until a newer sample of the node, but for
+    ``pause_s`` in any case: of what samples do not show.
+    """
 
     reason: str
     at: float
     lasting: bool
+    pause_s: float = 0.0
 
 
 @dataclass(eq=False, slots=True)

@@ -33,6 +33,8 @@ log = structlog.get_logger()
 OFFER_S = 5.0
 """A target answers an offer after one commit; longer than this, its answer is unknown."""
 LASTING = ("policy", "driver", "unsupported", "constraint")
+DISK_PAUSE_S = 5.0
+"""A node whose disk refuses is asked again after this: each refusal brings a sample, which shows no disk."""
 TOGETHER = 64
 """Plans of one transaction at most: so much is thought about before anybody else has a turn."""
 LOOK_AGAIN_S = 2.0
@@ -341,7 +343,10 @@ class Placer:
                 if answer.sample is not None:
                     # Before the refusal is remembered, which holds until a newer sample comes.
                     self.view.membership.sampled(target, answer.sample)
-            changes, effects = self._refuse(entry, offer.number, target, refusal, lasting=lasting)
+            pause_s = DISK_PAUSE_S if answer is not None and answer.cause == "storage" else 0.0
+            changes, effects = self._refuse(
+                entry, offer.number, target, refusal, lasting=lasting, pause_s=pause_s
+            )
             await self._settle(entry, changes, effects)
         else:
             log.warning("the outcome of an offer is unknown", key=offer.key, node=self.view.name_of(target))
@@ -360,9 +365,9 @@ class Placer:
             log.info("placed", **facts)
 
     def _refuse(
-        self, entry: Entry, number: int, node: str, reason: str, *, lasting: bool
+        self, entry: Entry, number: int, node: str, reason: str, *, lasting: bool, pause_s: float = 0.0
     ) -> tuple[list[TaskChange], tuple[Effect, ...]]:
-        self._remember(entry, node, reason, lasting=lasting)
+        self._remember(entry, node, reason, lasting=lasting, pause_s=pause_s)
         self.ledger.books.release(entry.task.id)
         return self.ledger.move_attempt(
             entry,
@@ -373,8 +378,9 @@ class Placer:
             ended_at=self.seams.wall(),
         )
 
-    def _remember(self, entry: Entry, node: str, reason: str, *, lasting: bool) -> None:
-        entry.refused = {**entry.refused, node: Refused(reason, trio.current_time(), lasting)}
+    def _remember(self, entry: Entry, node: str, reason: str, *, lasting: bool, pause_s: float = 0.0) -> None:
+        known = Refused(reason, trio.current_time(), lasting, pause_s)
+        entry.refused = {**entry.refused, node: known}
 
     async def _settle(self, entry: Entry, changes: Sequence[TaskChange], effects: Sequence[Effect]) -> None:
         try:

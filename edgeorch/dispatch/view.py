@@ -187,7 +187,8 @@ class View:
         if refused is None:
             return ""
         age = now - refused.at
-        over = age > LASTING_S if refused.lasting else (peer.sample_at > refused.at or age > PAST_S)
+        past = age >= refused.pause_s and (peer.sample_at > refused.at or age > PAST_S)
+        over = age > LASTING_S if refused.lasting else past
         if over:
             entry.refused = {node: kept for node, kept in entry.refused.items() if kept is not refused}
             return ""

@@ -17,6 +17,7 @@ from edgeorch.testing.stores import MemoryStore
 PROGRAM = Path(simulate.__file__)
 FOUND = {
     2: "a target that came back took away why its task had ended",
+    4: "tasks that waited for a target with a full disk had each other offered without a pause",
     13: "a clock that was set back before a restart gave waiting tasks more time",
     24: "an offer whose origin went away while it was written left a run that nobody ended",
     31: "the end of a task that a full disk had refused was never written",

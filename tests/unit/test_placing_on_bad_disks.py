@@ -94,3 +94,20 @@ async def test_what_ends_while_its_start_is_written_is_not_left_running(
     assert trio.current_time() - began < 60
     assert a.executor.slots.used == 0
     assert not a.dispatch.ledger.open
+
+
+async def test_a_target_whose_disk_refuses_is_not_asked_all_the_time(autojump_clock, fleet, nursery):
+    """Each refusal brings a fresh sample: two waiting tasks woke each other for as long as it lasted."""
+    (a,) = await started(fleet, nursery, "a")
+    b = fleet.add("b")
+    b.store = FailingStore(b.store, failing=True)
+    await nursery.start(b.host.run)
+    await nursery.start(b.run)
+    tasks = [await a.submit("true", placement={"node": "b"}) for _ in range(2)]
+    await trio.sleep(60)
+    assert [(await a.store.task(task.id)).attempts[-1].number < 20 for task in tasks] == [True, True]
+    b.store.failing = False
+    began = trio.current_time()
+    for task in tasks:
+        assert (await ended(a, task)).state is T.SUCCEEDED
+    assert trio.current_time() - began < 10
