@@ -15,7 +15,8 @@ from collections.abc import Callable
 from _placement import slowdown
 from _rounds import compare, options, show
 
-from edgeorch.logs import set_level
+from edgeorch.config import Log
+from edgeorch.logs import set_up
 
 SIZES = ((3.0, "tasks of 3 s"), (0.5, "tasks of 0.5 s"))
 
@@ -31,7 +32,7 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--tasks", type=int, default=1000, help="measured in each turn (default 1000)")
     given = parser.parse_args()
-    set_level("error")
+    set_up(Log(level="error"))
     sides = (
         ("edgeorch", "mean slowdown, {size}", "<= 1.25"),
         ("baobab", "the same by the original's formula", ""),

@@ -186,8 +186,8 @@ class Placer:
     async def _pass(self) -> None:
         """One try for the head of each shape, and for those behind it while places are found.
 
-        It does not wait for the disk: what is freed meanwhile is given to the next, and the store commits
-        what comes together.
+        What it finds goes to the disk together, and at once: a task that is cancelled or out of time in
+        between would be written as it was before.
         """
         plans: list[Plan] = []
         for shape in self.ledger.queue.shapes():
@@ -203,15 +203,14 @@ class Placer:
                     if not entry.refused or len(left) >= 8:
                         break
                 if len(plans) >= TOGETHER:
-                    self._nursery.start_soon(self._commit, plans)
+                    await self._commit(plans)
                     plans = []
-                    await trio.lowlevel.checkpoint()
                     self._work.set()  # what was freed meanwhile may have found an empty queue
             for entry in left:
                 if entry.task.state is TaskState.WAITING:
                     self.ledger.queue.push(entry)
         if plans:
-            self._nursery.start_soon(self._commit, plans)
+            await self._commit(plans)
 
     async def _commit(self, plans: Sequence[Plan]) -> None:
         try:
