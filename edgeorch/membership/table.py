@@ -22,6 +22,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from types import MappingProxyType
 
 import msgspec
@@ -37,6 +38,8 @@ from edgeorch.wire.messages import Digest
 log = structlog.get_logger()
 
 GONE = (PeerState.DEAD, PeerState.LEFT)
+NEWS_S = 10.0
+"""For so long a node that was found is told of first."""
 RTT_GAIN = 1 / 8
 """Weight of a new round trip in the average, as in RFC 6298."""
 
@@ -86,6 +89,8 @@ class Table:
         self._entries: dict[str, Entry] = {}
         self._view: Mapping[str, Peer] | None = None
         self._barred: set[str] = set()
+        self._news: dict[str, float] = {}
+        """When nodes were found, the newest last."""
         self.meshed, self.stretch = True, 1.0
         self.clones = Clones()
 
@@ -139,6 +144,7 @@ class Table:
             peer = Peer(info=info, state=PeerState.ALIVE, since=self._seams.wall())
             entry = self._entries[info.id] = Entry(peer=peer, changed_at=now)
             self._resized()
+            self._news[info.id] = now
             log.info("node found", node=info.id, name=info.name, address=address or info.addresses)
         known = entry.peer.info
         if entry.peer.state is PeerState.LEFT and not _newer(info, known):
@@ -224,6 +230,7 @@ class Table:
             return False
         del self._entries[node_id]
         self._barred.discard(node_id)
+        self._news.pop(node_id, None)
         self._resized()
         self._touch()
         self._tell_states()
@@ -257,17 +264,25 @@ class Table:
             entry.told = min(entry.told + late, now)
 
     def digest(self, limit: int, rng: random.Random, now: float, *, receiver: str) -> tuple[Digest, ...]:
-        """What this node tells another: up to ``limit`` random lines, and what it believes of the receiver.
+        """What this node tells another: up to ``limit`` lines, and what it believes of the receiver.
+
+        Up to a quarter of the lines are of nodes that it found lately, so that news outruns the fleet's size;
+        the others are random.
 
         A receiver that finds itself called left, or known by a higher incarnation than its own, refutes it.
         """
         ids = list(self._entries)
         if len(ids) > limit + 1:
-            ids = rng.sample(ids, limit + 1)
+            ids = list(dict.fromkeys((*self._newest(limit // 4, now), *rng.sample(ids, limit + 1))))
         ids = [node_id for node_id in ids if node_id != receiver][:limit]
         if receiver in self._entries:
             ids.append(receiver)
         return tuple(self._line(self._entries[node_id], now) for node_id in ids)
+
+    def _newest(self, count: int, now: float) -> tuple[str, ...]:
+        while self._news and now - next(iter(self._news.values())) > NEWS_S:
+            del self._news[next(iter(self._news))]
+        return tuple(islice(reversed(self._news), count))
 
     def _line(self, entry: Entry, now: float) -> Digest:
         info = entry.peer.info

@@ -206,6 +206,19 @@ def test_the_digest_is_bounded_and_tells_the_receiver_what_we_think_of_it():
     assert len({line.id for line in lines}) == 13
 
 
+def test_a_node_that_was_found_lately_is_told_of_first():
+    table = make()
+    for number in range(40):
+        table.heard(node_info(f"{number:010d}"), None, 0.0)
+    table.heard(node_info(PEER), None, 15.0)
+    rng = random.Random(1)
+    for now, always in ((15.0, True), (25.0, True), (25.1, False)):
+        told = [table.digest(12, rng, now, receiver=OTHER) for _ in range(50)]
+        assert all(len(lines) == 12 for lines in told)
+        assert all(PEER in {line.id for line in lines} for lines in told) is always
+    assert table._news == {}
+
+
 def test_a_large_fleet_lives_by_words_and_has_more_time():
     table = make(mesh=4)
     for number in range(16):
