@@ -30,7 +30,7 @@ def turns(policy: str, tasks: int, mean_s: float) -> Callable[[], float]:
 def main() -> int:
     """Compare the product, the original's formula and chance with the oracle."""
     parser = options(__doc__)
-    parser.add_argument("--tasks", type=int, default=1000, help="measured in each turn (default 1000)")
+    parser.add_argument("--tasks", type=int, default=400, help="measured in each turn (default 400)")
     given = parser.parse_args()
     set_up(Log(level="error"))
     sides = (
