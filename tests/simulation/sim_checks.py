@@ -178,7 +178,11 @@ class Checks:
 
     def makes(self, task_id, callback_ids):
         """A node is about to commit these callbacks."""
-        self.made.setdefault(task_id, []).extend(callback_ids)
+        made = self.made.setdefault(task_id, [])
+        for one in callback_ids:
+            if one in made and one not in self.told.get(task_id, {}):
+                made.remove(one)  # lost in a crash with its transaction, so its number is free again
+            made.append(one)
 
     def take(self, callback):
         """A callback has arrived; it may come again."""
