@@ -23,6 +23,7 @@ from edgeorch.errors import (
 )
 from edgeorch.executor.admission import SECRETS, Rules
 from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
+from edgeorch.seams import Tick
 from edgeorch.secret import MAX_BYTES, size_of
 from edgeorch.store import PutAudit, PutKey, PutMark, PutSecrets, TaskChange
 
@@ -145,13 +146,15 @@ class Acceptor:
         if self.view.me.info.state == "draining" and not self.view.alive():
             raise UnavailableError("the node is draining and knows no other node", hint="ask another node")
         self.rules.check_tasks(caller, wanted=len(submissions), held=self.ledger.held[caller.token])
+        # One moment for all: they are accepted together, and a deep queue keeps it once.
+        at, tick = self.ledger.seams.wall(), self.ledger.seams.tick()
         plans: list[Plan] = []
         changes: list[TaskChange] = []
         records: list[PutAudit] = []
         committed = False
         try:
             for submission in submissions:
-                plans.append(self._plan(submission, caller))
+                plans.append(self._plan(submission, caller, at, tick))
                 changes.extend(plans[-1].changes)
                 task = plans[-1].entry.task
                 records.append(self.audit.record(caller, SUBMIT, task.id, task.name))
@@ -195,20 +198,19 @@ class Acceptor:
             self.placer.wake()
         return tuple(plan.entry.task for plan in plans)
 
-    def _plan(self, submission: Submission, caller: Caller) -> Plan:
+    def _plan(self, submission: Submission, caller: Caller, at: float, tick: Tick) -> Plan:
         spec = submission.spec
-        seams = self.ledger.seams
         service_id = None
         if submission.service_id:
             service_id = self._next_service_id()
         task = Task(
-            id=new_task_id(seams.wall(), seams.rng, self.view.node_id),
+            id=new_task_id(self.ledger.seams.wall(), self.ledger.seams.rng, self.view.node_id),
             name=spec.name,
             state=TaskState.WAITING,
             origin=self.view.node_id,
             caller=caller,
-            created_at=seams.wall(),
-            created_tick=seams.tick(),
+            created_at=at,
+            created_tick=tick,
             spec=submission.raw,
             priority=spec.priority,
             requires=(SECRETS,) if spec.secrets else (),

@@ -21,7 +21,7 @@ from edgeorch.dispatch.queue import Queue, shape_of
 from edgeorch.errors import StorageError
 from edgeorch.lifecycle import EVENT_OF_STATE, Effect, TaskEvent, step_attempt, step_task, task_event
 from edgeorch.model import Attempt, AttemptState, Caller, Event, Task, TaskSpec, TaskState, attempt_of
-from edgeorch.seams import Seams
+from edgeorch.seams import Seams, Tick
 from edgeorch.secret import Secret
 from edgeorch.store import AttemptChange, DropSecrets, LocalStore, PutEvent, PutTask, TaskChange
 from edgeorch.store.sealing import Sealer
@@ -94,6 +94,7 @@ class Ledger:
             origin=_kept_once(task.origin),
             caller=_kept_once(task.caller),
             reason=_kept_once(task.reason),
+            created_tick=_kept_once(task.created_tick),
         )
         left = self.deadline_s(spec, task.caller) - self.seams.age(task.created_at, task.created_tick)
         entry = Entry(
@@ -442,7 +443,7 @@ class Ledger:
         return all(one.state.terminal for one in entry.task.attempts)
 
 
-_Shared = TypeVar("_Shared", str, bytes, Caller)
+_Shared = TypeVar("_Shared", str, bytes, Caller, Tick | None)
 
 
 @functools.lru_cache(maxsize=1024)
