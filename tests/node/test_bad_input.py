@@ -394,6 +394,7 @@ def test_a_full_disk(fleet, tmp_path):
         try:
             node.start()
             task = node.submit("sh", "-c", f"until [ -e {sign} ]; do sleep 0.1; done; echo late")
+            eventually(lambda: node.get(f"{TASKS}/{task['id']}")["state"] == "running", "its start on disk")
             full = eventually(lambda: (a := post_on_full(node, ballast))[0] != 202 and a, "a refusal")
             found = problem(full, 507, "insufficient-storage")
             assert found["hint"]
