@@ -15,6 +15,7 @@ import trio
 from edgeorch.config import Lease
 from edgeorch.dispatch.children import choose_nodes, make_children
 from edgeorch.dispatch.entry import NONE, Entry, Refused
+from edgeorch.dispatch.leases import MARGIN_S
 from edgeorch.dispatch.ledger import Ledger
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, NodeUnreachableError, StorageError
@@ -308,25 +309,17 @@ class Placer:
         attempt = self._attempt(entry, line, AttemptState.OFFERED)
         offer = self._make_offer(entry, attempt.number, remote=True)
         self.ledger.books.promise(entry.task.id, line.node, entry.spec.resources)
-        entry.expires = self.seams.boottime() + self.lease.lease_s + 3
+        entry.expires = math.inf
         entry.offering = True
         changes = self.ledger.add_attempt(entry, attempt)
         return Plan(entry, changes, offer=offer, target=line.node)
 
     async def _offer(self, entry: Entry, offer: Offer, target: str) -> None:
         """Send an offer and act on the answer. An unknown outcome stays ``offered``: leases decide."""
-        answer: Offered | None = None
-        refusal, lasting = "", False
+        # Only now: the disk may have taken longer than a lease.
+        entry.expires = self.seams.boottime() + self.lease.lease_s + MARGIN_S
         begun = clock()
-        with trio.move_on_after(OFFER_S):
-            try:
-                secrets = await self.ledger.secrets_of(entry.task.id)
-                answer = await self.peers.call(target, MakeOffer(offer=offer, secrets=secrets))
-            except NodeUnreachableError as error:
-                if not error.sent:
-                    refusal = error.detail
-            except EdgeorchError as error:
-                refusal, lasting = str(error), True
+        answer, refusal, lasting = await self._answer_to(offer, target, entry)
         entry.offering = False
         if answer is not None:
             self.offered.since(begun)
@@ -350,6 +343,21 @@ class Placer:
         else:
             log.warning("the outcome of an offer is unknown", key=offer.key, node=self.view.name_of(target))
             self.unclear.set()
+
+    async def _answer_to(self, offer: Offer, target: str, entry: Entry) -> tuple[Offered | None, str, bool]:
+        """The target's answer; or None, why it has certainly not taken it, and whether that lasts."""
+        if entry.task.cancelling or entry.task.state.terminal:
+            why = "cancelled" if entry.task.cancelling else "out of time"
+            return None, f"{why} before it ran", False
+        with trio.move_on_after(OFFER_S):
+            try:
+                secrets = await self.ledger.secrets_of(entry.task.id)
+                return await self.peers.call(target, MakeOffer(offer=offer, secrets=secrets)), "", False
+            except NodeUnreachableError as error:
+                return None, "" if error.sent else error.detail, False
+            except EdgeorchError as error:
+                return None, str(error), True
+        return None, "", False
 
     def _say_placed(self, entry: Entry) -> None:
         """Once in the normal life of a task; what follows a failure is worth a warning."""

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from edgeorch.dispatch.entry import Entry
-from edgeorch.model import TaskSpec
+from edgeorch.model import TaskSpec, TaskState
 from edgeorch.scheduler import driver_of
 
 Line: TypeAlias = tuple[int, int, str, Entry]
@@ -65,9 +65,11 @@ class Queue:
         heap = self._shapes.get(shape, [])
         while heap:
             *_, entry = heapq.heappop(heap)
-            if entry.queued and not entry.task.state.terminal:
+            if entry.queued:
                 self.remove(entry)
-                yield entry
+                # What put it here may have been slower than another way to the same end: it may be placed.
+                if entry.task.state is TaskState.WAITING:
+                    yield entry
         self._shapes.pop(shape, None)
 
     def _top(self, shape: str) -> list[Line]:

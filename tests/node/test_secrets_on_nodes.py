@@ -318,7 +318,7 @@ def test_a_container_finds_its_secrets_and_nobody_else_does(fleet, memory, user)
     kitchen.kill()
     kitchen.start(QUIET)
     assert file.read_text() == VALUE
-    assert kitchen.get(path)["state"] == "running"
+    eventually(lambda: kitchen.get(path)["state"] == "running", "it was taken up again")
     assert leaks(fleet) == []
     kitchen.request("DELETE", path)
     assert kitchen.ended(task)["state"] == "cancelled"

@@ -20,8 +20,10 @@ FOUND = {
     4: "tasks that waited for a target with a full disk had each other offered without a pause",
     13: "a clock that was set back before a restart gave waiting tasks more time",
     24: "an offer whose origin went away while it was written left a run that nobody ended",
+    28: "the end of an attempt, late on its way to the disk, had a placed task placed again",
     31: "the end of a task that a full disk had refused was never written",
     44: "a waiting task whose start here a full disk had refused was never tried again",
+    101: "a lease was over before a slow disk let its offer go out",
     116: "a callback after a restart had the key of one that had been delivered",
 }
 

@@ -1,5 +1,7 @@
 """Plans that are on their way to a disk that refuses them, or that something overtakes meanwhile."""
 
+from functools import partial
+
 import pytest
 import trio
 from virtual_steps import ended, started, until
@@ -30,7 +32,7 @@ async def test_a_waiting_task_whose_start_here_the_disk_refused_is_tried_again(
     autojump_clock, fleet, nursery, cancelled
 ):
     a = await node_on_bad_disk(fleet, nursery, slots=1)
-    await a.submit("sleep", "5")
+    first = await a.submit("sleep", "5")
     waiting = await a.submit("true", retry={"max_attempts": 1})
     a.store.failing = True
     await trio.sleep(20)
@@ -43,6 +45,7 @@ async def test_a_waiting_task_whose_start_here_the_disk_refused_is_tried_again(
     assert trio.current_time() - began < 60
     task = await a.store.task(waiting.id)
     assert [one.state for one in task.attempts if one.state is not A.REFUSED] == [A.SUCCEEDED][cancelled:]
+    assert (await ended(a, first)).state is T.SUCCEEDED
     assert a.executor.slots.used == 0
     assert not a.dispatch.ledger.open
 
@@ -94,6 +97,43 @@ async def test_what_ends_while_its_start_is_written_is_not_left_running(
     assert trio.current_time() - began < 60
     assert a.executor.slots.used == 0
     assert not a.dispatch.ledger.open
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_an_offer_that_is_longer_on_its_way_to_the_disk_than_a_lease(
+    autojump_clock, fleet, nursery, monkeypatch, cancelled
+):
+    """Its lease began when it was planned: it was given up, sent all the same, and ran twice at once."""
+    a, b = await started(fleet, nursery, "a", "b")
+    commit, writing, written = a.store.commit_both, trio.Event(), trio.Event()
+
+    async def slow(tasks, runs):
+        if not writing.is_set():
+            writing.set()
+            await written.wait()
+        return await commit(tasks, runs)
+
+    monkeypatch.setattr(a.store, "commit_both", slow)
+    nursery.start_soon(partial(a.submit, "true", placement={"node": "b"}))
+    await writing.wait()
+    (entry,) = a.dispatch.ledger.open.values()
+    await trio.sleep(30)
+    if cancelled:
+        nursery.start_soon(a.dispatch.cancel, entry.task.id, ADMIN)
+        await trio.sleep(1)
+    written.set()
+    task = await ended(a, entry.task)
+    assert task.state is (T.CANCELLED if cancelled else T.SUCCEEDED)
+    assert [one.state for one in task.attempts] == [A.REFUSED if cancelled else A.SUCCEEDED]
+    assert len(b.executor.drivers["native"].started) == (0 if cancelled else 1)
+
+
+async def test_a_task_that_found_a_place_is_not_placed_again_by_what_is_late(autojump_clock, fleet, nursery):
+    """The end of the attempt before, late on its way to the disk, queued it once more."""
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("sleep", "5")
+    a.dispatch.placer.enqueue(a.dispatch.ledger.open[task.id])
+    assert [one.state for one in (await ended(a, task)).attempts] == [A.SUCCEEDED]
 
 
 async def test_a_target_whose_disk_refuses_is_not_asked_all_the_time(autojump_clock, fleet, nursery):
