@@ -7,6 +7,7 @@ compared with, and only a ratio that misses its goal is a failure. ``--write`` p
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from _rounds import Row, line
 HERE = Path(__file__).parent
 ALONE = ("node", "runner", "peers")
 """These run by themselves: the first two compare nothing, the last needs what others have made."""
+LONGEST_S = 300
 
 
 def names() -> list[str]:
@@ -27,13 +29,24 @@ def names() -> list[str]:
 
 
 def run(name: str, rounds: int | None) -> list[Row]:
-    """One script's comparisons; its talk goes to stderr."""
+    """One script's comparisons; its talk goes to stderr.
+
+    Raises:
+        RuntimeError: it failed, or took too long.
+    """
     argv = [sys.executable, str(HERE / f"bench_{name}.py"), "--json"]
     argv += ["--rounds", str(rounds)] if rounds else []
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"bench_{name}.py ended with {done.returncode}")
-    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as script:
+        try:
+            said, _ = script.communicate(timeout=LONGEST_S)
+        except subprocess.TimeoutExpired:
+            # As Ctrl-C does it, so that it ends what it has started.
+            script.send_signal(signal.SIGINT)
+            script.communicate()
+            raise RuntimeError(f"bench_{name}.py took longer than {LONGEST_S} s") from None
+    if script.returncode:
+        raise RuntimeError(f"bench_{name}.py ended with {script.returncode}")
+    rows: list[dict[str, Any]] = json.loads(said.splitlines()[-1])
     return [Row(**{key: value for key, value in row.items() if key != "met"}) for row in rows]
 
 
@@ -49,9 +62,14 @@ def main() -> int:
     if unknown := set(given.names) - set(names()):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(names())}")
     rows: list[Row] = []
+    failed: list[str] = []
     for name in given.names or names():
         print(f"bench_{name}.py", file=sys.stderr)
-        found = run(name, 3 if given.quick else None)
+        try:
+            found = run(name, 3 if given.quick else None)
+        except RuntimeError as error:
+            failed.append(str(error))
+            continue
         rows += found
         for row in found:
             print(line(row), flush=True)
@@ -60,7 +78,9 @@ def main() -> int:
     missed = [row.what for row in rows if not row.met]
     if missed:
         print(f"missed: {'; '.join(missed)}", file=sys.stderr)
-    return int(bool(missed))
+    if failed:
+        print(f"not measured: {'; '.join(failed)}", file=sys.stderr)
+    return int(bool(missed or failed))
 
 
 if __name__ == "__main__":
