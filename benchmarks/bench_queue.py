@@ -44,6 +44,8 @@ def main() -> int:
         Fleet(Path(folder) / "deep", "deep", first=1) as one,
         Fleet(Path(folder) / "shallow", "shallow", first=9) as other,
     ):
+        # By default one token may not have more than the 100,000 that wait.
+        one.nodes[0].environment["EDGEORCH_POLICY_MAX_TASKS"] = str(2 * given.deep)
         (deep,), (shallow,) = one.start(), other.start()
 
         def finished(fleet: Fleet) -> float:
