@@ -62,9 +62,15 @@ def section(rows: list[Row], **more: Any) -> dict[str, Any]:
     return {"date": date, "machine": machine(), **more, "rows": [vars(row) for row in rows]}
 
 
-def write(part: str, measured: dict[str, Any]) -> None:
+def measured(part: str) -> dict[str, Any]:
+    """What a harness wrote last."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text("utf-8"))[part]
+    return found
+
+
+def write(part: str, new: dict[str, Any]) -> None:
     """Replace one part of both files."""
-    results = json.loads(RESULTS.read_text("utf-8")) | {part: measured}
+    results = json.loads(RESULTS.read_text("utf-8")) | {part: new}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     (HERE / "README.md").write_text(page(results), "utf-8")
 

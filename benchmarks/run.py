@@ -2,7 +2,8 @@
 
 ``python benchmarks/run.py [--quick] [--write] [NAME …]``: each ``bench_NAME.py`` takes turns with what it is
 compared with, and only a ratio that misses its goal is a failure. ``--write`` puts the table into
-``benchmarks/README.md`` and the numbers into ``benchmarks/results.json``.
+``benchmarks/README.md`` and the numbers into ``benchmarks/results.json``; with NAMEs, only their rows are
+replaced.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from _page import section, write
+from _page import measured, section, write
 from _rounds import Row, line
 
 HERE = Path(__file__).parent
@@ -74,13 +75,20 @@ def main() -> int:
         for row in found:
             print(line(row), flush=True)
     if given.write:
-        write("parts", section(rows))
+        write("parts", section(_in_place(rows) if given.names else rows))
     missed = [row.what for row in rows if not row.met]
     if missed:
         print(f"missed: {'; '.join(missed)}", file=sys.stderr)
     if failed:
         print(f"not measured: {'; '.join(failed)}", file=sys.stderr)
     return int(bool(missed or failed))
+
+
+def _in_place(rows: list[Row]) -> list[Row]:
+    """The rows of the page, with those in their place that were measured again, and new ones behind."""
+    again = {row.what: row for row in rows}
+    before = [Row(**row) for row in measured("parts")["rows"]]
+    return [again.pop(row.what, row) for row in before] + list(again.values())
 
 
 if __name__ == "__main__":
