@@ -248,6 +248,7 @@ def main(options):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="that each crowd stays")
-    parser.add_argument("--kind", default="", help="only crowds of this kind")
+    kinds = sorted({case.kind for case in CASES})
+    parser.add_argument("--kind", default="", choices=kinds, help="only crowds of this kind")
     parser.add_argument("--json", type=Path, help="also write what was found to this file")
     sys.exit(main(parser.parse_args()))
