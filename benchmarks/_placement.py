@@ -157,12 +157,12 @@ Choose = Callable[[View, Entry], Ranked | None]
 
 def best(view: View, entry: Entry) -> Ranked | None:
     """As the product does."""
-    return view.best(entry)[0]
+    return view.best(entry)
 
 
 def any_free(view: View, entry: Entry) -> Ranked | None:
     """Any of some that seem to have a slot."""
-    ranking = view.rank(entry.spec, entry, few=True, explain=False)
+    ranking = view.rank(entry.spec, entry, explain=False)
     fitting = [line for line in ranking if not line.refusal]
     return view.seams.rng.choice(fitting) if fitting else None
 

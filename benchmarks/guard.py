@@ -112,16 +112,20 @@ def wire(count: int) -> None:
 
 
 def rank(count: int) -> None:
-    """The ranking of 64 nodes."""
+    """The choice of one of 64 nodes, after a new sample of one of them."""
     import trio
-    from bench_rank import view_of
+    from bench_rank import World
 
-    from edgeorch.model import NativeService, TaskSpec
+    from edgeorch import logs
+    from edgeorch.config import Log
+
+    logs.set_up(Log(level="error"))  # each node that is found would be told of
 
     async def run() -> None:
-        view, spec = view_of(63), TaskSpec(name="x", service=(NativeService(argv=("true",)),))
+        world = World(63)
         for _ in range(count):
-            view.rank(spec, explain=False)
+            world.hear()
+            world.choose()
 
     trio.run(run)
 

@@ -5,13 +5,14 @@ best are shuffled, so that many origins with the same view do not all choose the
 """
 
 import functools
+import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from edgeorch.constraints import holds, parse
 from edgeorch.model import NodeInfo, Peer, PeerState, Ranked, Resources, Score, Service, TaskSpec
-from edgeorch.scoring import NOTHING, Promised, score
+from edgeorch.scoring import NOTHING, Formula, Promised, score, worth
 
 _NONE = Score(value=0.0)
 NEAR = 0.1
@@ -35,6 +36,24 @@ class Candidate(NamedTuple):
     refused: str = ""
 
 
+class Standing(NamedTuple):
+    """How one node stands for specs that fit the same nodes, for as long as nothing is heard of it.
+
+    Attributes:
+        peer: what was known.
+        promised: and what was placed there since.
+        driver: what would run the service; empty where the node can never run it.
+        liked: what ``placement.prefer`` multiplies its score with.
+        value: its score as long as the sample is fresh; less than 0 where it can take nothing now.
+    """
+
+    peer: Peer
+    promised: Promised
+    driver: str
+    liked: float
+    value: float
+
+
 def driver_of(service: Service) -> str:
     """The name of the driver that runs this kind of service."""
     return _driver_of(type(service))
@@ -47,7 +66,10 @@ def _driver_of(kind: type[Service]) -> str:
 
 def choose_service(services: Sequence[Service], drivers: Mapping[str, str]) -> Service | None:
     """The first alternative whose driver the node has."""
-    return next((service for service in services if driver_of(service) in drivers), None)
+    for service in services:
+        if _driver_of(type(service)) in drivers:
+            return service
+    return None
 
 
 def mismatch(spec: TaskSpec, info: NodeInfo, *, accepting: str) -> str:
@@ -72,15 +94,14 @@ def mismatch(spec: TaskSpec, info: NodeInfo, *, accepting: str) -> str:
     return ""
 
 
-def busy(resources: Resources, candidate: Candidate) -> str:
+def busy(resources: Resources, peer: Peer, promised: Promised, refused: str = "") -> str:
     """Why this node cannot take the task at this moment; empty where it can."""
-    peer, promised = candidate.peer, candidate.promised
     if peer.state is not PeerState.ALIVE:
         return f"the node is {peer.state}"
     if peer.info.state != "ready":
         return f"the node is {peer.info.state}"
-    if candidate.refused:
-        return candidate.refused
+    if refused:
+        return refused
     sample = peer.sample
     if sample is None:
         return "no measurements from it yet"
@@ -99,7 +120,7 @@ def rank(
     rng: random.Random,
     *,
     accepting: str,
-    formula: Literal["edgeorch", "baobab"] = "edgeorch",
+    formula: Formula = "edgeorch",
     explain: bool = True,
 ) -> tuple[Ranked, ...]:
     """All candidates, best first; those that cannot be chosen come last, with the reason in ``refusal``.
@@ -116,7 +137,9 @@ def rank(
     others: list[Ranked] = []
     for candidate in candidates:
         info = candidate.peer.info
-        refusal = mismatch(spec, info, accepting=accepting) or busy(spec.resources, candidate)
+        refusal = mismatch(spec, info, accepting=accepting) or busy(
+            spec.resources, candidate.peer, candidate.promised, candidate.refused
+        )
         service = choose_service(spec.service, info.drivers)
         line = Ranked(
             node=info.id,
@@ -129,6 +152,38 @@ def rank(
     chosen.sort(key=lambda line: -line.score.value)
     others.sort(key=lambda line: (-line.score.value, line.node))
     return (*_shuffle_near(chosen, rng), *others)
+
+
+def standing(
+    spec: TaskSpec,
+    peer: Peer,
+    promised: Promised,
+    before: Standing | None = None,
+    *,
+    accepting: str,
+    formula: Formula = "edgeorch",
+) -> Standing:
+    """What ``rank`` finds of one node, but for the age of its sample and what it refused.
+
+    Args:
+        spec: the task, or another that fits the same nodes.
+        peer: the node.
+        promised: what was placed there since its sample.
+        before: how it stood: its facts change seldom, and what follows from them is not worked out again.
+        accepting: id of the node that accepted the task.
+        formula: the score to use.
+    """
+    info = peer.info
+    if before is not None and before.peer.info is info:
+        driver, liked = before.driver, before.liked
+    else:
+        service = choose_service(spec.service, info.drivers)
+        driver = driver_of(service) if service and not mismatch(spec, info, accepting=accepting) else ""
+        liked = _liked(_wishes(spec, info))
+    value = -1.0
+    if driver and not busy(spec.resources, peer, promised):
+        value = worth(peer, spec, promised, formula=formula) * liked
+    return Standing(peer, promised, driver, liked, value)
 
 
 def why_waiting(ranking: Sequence[Ranked]) -> str:
@@ -145,9 +200,7 @@ def why_waiting(ranking: Sequence[Ranked]) -> str:
     return "no node can take it: " + "; ".join(parts)
 
 
-def _score(
-    spec: TaskSpec, candidate: Candidate, formula: Literal["edgeorch", "baobab"], *, explain: bool
-) -> Score:
+def _score(spec: TaskSpec, candidate: Candidate, formula: Formula, *, explain: bool) -> Score:
     peer = candidate.peer
     found = score(
         peer.info,
@@ -164,13 +217,17 @@ def _score(
 
 def _preferred(spec: TaskSpec, info: NodeInfo, found: Score) -> Score:
     """The score with ``placement.prefer`` applied: each weight that holds adds that many percent."""
-    for text, weight in spec.placement.prefer:
-        if holds(parse(text), info):
-            found = Score(
-                value=found.value * (1 + weight / 100),
-                reasons=(*found.reasons, f"{weight:+d} % for {text}"),
-            )
-    return found
+    wishes = _wishes(spec, info)
+    reasons = (f"{weight:+d} % for {text}" for text, weight in wishes)
+    return Score(value=found.value * _liked(wishes), reasons=(*found.reasons, *reasons))
+
+
+def _wishes(spec: TaskSpec, info: NodeInfo) -> list[tuple[str, int]]:
+    return [(text, weight) for text, weight in spec.placement.prefer if holds(parse(text), info)]
+
+
+def _liked(wishes: Sequence[tuple[str, int]]) -> float:
+    return math.prod([1 + weight / 100 for _, weight in wishes])
 
 
 def _shuffle_near(ranking: list[Ranked], rng: random.Random) -> list[Ranked]:

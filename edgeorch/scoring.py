@@ -12,9 +12,9 @@ fast one that is busy. ``room`` prefers the emptier of two nodes that have an id
 An idle 2.4 GHz node next door scores about 2.4. Nothing left (slots, memory) is 0.
 """
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
-from edgeorch.model import NodeInfo, Sample, Score, TaskSpec
+from edgeorch.model import NodeInfo, Peer, Sample, Score, TaskSpec
 
 Formula = Literal["edgeorch", "baobab"]
 
@@ -105,8 +105,32 @@ def score(
         return Score(value=0.0, reasons=(useless,))
     if formula == "baobab":
         return _original(info, sample, rtt_s)
-    found = _Soonest.of(info, sample, spec, promised, rtt_s=max(rtt_s, 0.0), age_s=max(sample_age_s, 0.0))
-    return Score(value=found.value, reasons=found.reasons() if explain else ())
+    needed = spec.resources.cpus if spec else 0.0
+    soonest = _soonest(info, sample, max(rtt_s, 0.0), needed, promised)
+    value = soonest[0] / fading(sample_age_s)
+    if not explain:
+        return Score(value=value)
+    reasons = _reasons(
+        info, sample, soonest, needed=needed, promised=promised, rtt_s=rtt_s, age_s=sample_age_s
+    )
+    return Score(value=value, reasons=reasons)
+
+
+def worth(peer: Peer, spec: TaskSpec, promised: Promised, *, formula: Formula) -> float:
+    """The value of ``score`` for a fresh sample, found in half the time; ``fading`` does the rest."""
+    sample = peer.sample
+    if sample is None:
+        return UNMEASURED
+    if _senseless(peer.info, sample) or _nothing_left(sample, spec, promised):
+        return 0.0
+    if formula == "baobab":
+        return _original(peer.info, sample, peer.rtt_s).value
+    return _soonest(peer.info, sample, max(peer.rtt_s, 0.0), spec.resources.cpus, promised)[0]
+
+
+def fading(age_s: float) -> float:
+    """What a score is divided by when its sample is so old."""
+    return 1 + (age_s - FRESH_S) / FADE_S if age_s > FRESH_S else 1.0
 
 
 def cpus_wanted(busy: float, cpus: int, then: float, now: int) -> float:
@@ -151,15 +175,15 @@ def baobab(u: float, n: float, f: float, b: float, r: float) -> float:
 
 def _senseless(info: NodeInfo, sample: Sample) -> str:
     """A peer's numbers come from outside: infinities, NaN and nonsense must not order a ranking."""
-    numbers = (
-        sample.cpu_busy,
-        sample.cpu_mhz,
-        sample.load1,
-        sample.cpus_promised,
-        sample.cpus_wanted,
-        sample.bandwidth_mbps,
-    )
-    if all(abs(number) < ABSURD for number in numbers) and 0 < info.weight < ABSURD:
+    if (
+        abs(sample.cpu_busy) < ABSURD
+        and abs(sample.cpu_mhz) < ABSURD
+        and abs(sample.load1) < ABSURD
+        and abs(sample.cpus_promised) < ABSURD
+        and abs(sample.cpus_wanted) < ABSURD
+        and abs(sample.bandwidth_mbps) < ABSURD
+        and 0 < info.weight < ABSURD
+    ):
         return ""
     return "its measurements make no sense"
 
@@ -180,67 +204,52 @@ def _memory_free(sample: Sample, promised: Promised) -> int:
     return max(min(sample.memory_available, unpromised) - promised.memory, 0)
 
 
-class _Soonest(NamedTuple):
-    """How the score came about."""
+def _soonest(
+    info: NodeInfo, sample: Sample, rtt_s: float, needed: float, promised: Promised
+) -> tuple[float, float, float, float]:
+    """The score of a fresh sample; clock speed in MHz, idle share, and share of the CPUs wanted."""
+    cpus = max(sample.cpus, 1)
+    mhz = sample.cpu_mhz if sample.cpu_mhz >= 1 else UNKNOWN_MHZ
+    used = _used(sample, promised, cpus)
+    idle = max(1 - used / cpus, 0.0)
+    share = min(idle * cpus / (needed or 1.0), 1.0)
+    contended = LEFT_WHEN_BUSY * (1 - share) / (1 + max(sample.load1, used, 0.0) / cpus)
+    room = 1 - CROWDED * (1 - idle)
+    rate = max(mhz / 1000 * (share + contended) * room, SLOWEST)
+    factor = info.weight
+    if sample.temperature_c is not None and sample.temperature_c >= HOT_C:
+        factor *= HOT_FACTOR
+    return factor / (1 / rate + ROUND_TRIPS * rtt_s), mhz, idle, share
 
-    value: float
-    info: NodeInfo
-    sample: Sample
-    cpus: int
-    mhz: float
-    idle: float
-    needed: float
-    share: float
-    used: int
-    rtt_s: float
-    age_s: float
 
-    @classmethod
-    def of(
-        cls,
-        info: NodeInfo,
-        sample: Sample,
-        spec: TaskSpec | None,
-        promised: Promised,
-        *,
-        rtt_s: float,
-        age_s: float,
-    ) -> Self:
-        cpus = max(sample.cpus, 1)
-        mhz = sample.cpu_mhz if sample.cpu_mhz >= 1 else UNKNOWN_MHZ
-        used = _used(sample, promised, cpus)
-        idle = max(1 - used / cpus, 0.0)
-        needed = spec.resources.cpus if spec else 0.0
-        share = min(idle * cpus / (needed or 1.0), 1.0)
-        contended = LEFT_WHEN_BUSY * (1 - share) / (1 + max(sample.load1, used, 0.0) / cpus)
-        room = 1 - CROWDED * (1 - idle)
-        rate = max(mhz / 1000 * (share + contended) * room, SLOWEST)
-        factor = info.weight
-        if age_s > FRESH_S:
-            factor /= 1 + (age_s - FRESH_S) / FADE_S
-        if sample.temperature_c is not None and sample.temperature_c >= HOT_C:
-            factor *= HOT_FACTOR
-        value = factor / (1 / rate + ROUND_TRIPS * rtt_s)
-        slots = sample.slots_used + promised.slots
-        return cls(value, info, sample, cpus, mhz, idle, needed, share, slots, rtt_s, age_s)
-
-    def reasons(self) -> tuple[str, ...]:
-        assumed = "" if self.sample.cpu_mhz >= 1 else " assumed"
-        found = [
-            f"{self.cpus} x {self.mhz / 1000:.1f} GHz{assumed}, {self.idle:.0%} idle",
-            f"{self.used} of {self.sample.slots} slots used",
-        ]
-        if self.needed and self.share < 1:
-            found.append(f"{self.needed:g} CPUs wanted, {self.idle * self.cpus:.1f} free")
-        if self.rtt_s > 0:
-            found.append(f"+{self.rtt_s * 1000:.1f} ms away")
-        if self.info.weight != 1:
-            found.append(f"weight {self.info.weight:g}")
-        if self.age_s > FRESH_S:
-            found.append(f"measured {self.age_s:.0f} s ago")
-        if self.sample.temperature_c is not None and self.sample.temperature_c >= HOT_C:
-            found.append(f"hot: {self.sample.temperature_c:.0f} °C")
-        return tuple(found)
+def _reasons(
+    info: NodeInfo,
+    sample: Sample,
+    soonest: tuple[float, float, float, float],
+    *,
+    needed: float,
+    promised: Promised,
+    rtt_s: float,
+    age_s: float,
+) -> tuple[str, ...]:
+    _, mhz, idle, share = soonest
+    cpus = max(sample.cpus, 1)
+    assumed = "" if sample.cpu_mhz >= 1 else " assumed"
+    found = [
+        f"{cpus} x {mhz / 1000:.1f} GHz{assumed}, {idle:.0%} idle",
+        f"{sample.slots_used + promised.slots} of {sample.slots} slots used",
+    ]
+    if needed and share < 1:
+        found.append(f"{needed:g} CPUs wanted, {idle * cpus:.1f} free")
+    if rtt_s > 0:
+        found.append(f"+{rtt_s * 1000:.1f} ms away")
+    if info.weight != 1:
+        found.append(f"weight {info.weight:g}")
+    if age_s > FRESH_S:
+        found.append(f"measured {age_s:.0f} s ago")
+    if sample.temperature_c is not None and sample.temperature_c >= HOT_C:
+        found.append(f"hot: {sample.temperature_c:.0f} °C")
+    return tuple(found)
 
 
 def _used(sample: Sample, promised: Promised, cpus: int) -> float:

@@ -3,14 +3,13 @@
 Without it, every task of a burst would go to the node that was best when the burst began.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeorch.model import Peer, Resources
-from edgeorch.scoring import Promised
+from edgeorch.scoring import NOTHING, Promised
 
 
-@dataclass
+@dataclass(slots=True)
 class _Line:
     node: str
     resources: Resources
@@ -18,15 +17,28 @@ class _Line:
     """Monotonic time when the target's answer arrived; its next sample counts the attempt itself."""
 
 
+@dataclass(slots=True)
+class _Page:
+    """One node's lines, and their sum as of its sample of that time; None: to be summed up again."""
+
+    lines: dict[str, _Line] = field(default_factory=dict)
+    sum: Promised | None = None
+    sample_at: float = 0.0
+
+
 class Books:
     """Promises by task id; a task has at most one."""
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
+        self._pages: dict[str, _Page] = {}
 
     def promise(self, task_id: str, node: str, resources: Resources) -> None:
         """The task is about to be offered to the node."""
-        self._lines[task_id] = _Line(node, resources)
+        self.release(task_id)
+        page = self._pages.setdefault(node, _Page())
+        self._lines[task_id] = page.lines[task_id] = _Line(node, resources)
+        page.sum = None
 
     def accepted(self, task_id: str, now: float) -> None:
         """The node has taken it: count it until a newer sample comes."""
@@ -35,20 +47,31 @@ class Books:
 
     def release(self, task_id: str) -> None:
         """Refused, ended or lost."""
-        self._lines.pop(task_id, None)
+        line = self._lines.pop(task_id, None)
+        if line is not None:
+            page = self._pages[line.node]
+            del page.lines[task_id]
+            page.sum = None
+            if not page.lines:
+                del self._pages[line.node]
 
-    def promised(self, peers: Mapping[str, Peer]) -> dict[str, Promised]:
-        """Sums by node id; promises that a sample already shows are dropped on the way."""
-        sums: dict[str, Promised] = {}
-        for task_id, line in list(self._lines.items()):
-            peer = peers.get(line.node)
-            if line.accepted_at is not None and peer is not None and peer.sample_at > line.accepted_at:
-                del self._lines[task_id]
-                continue
-            old = sums.get(line.node, Promised())
-            sums[line.node] = Promised(
-                slots=old.slots + 1,
-                cpus=old.cpus + line.resources.cpus,
-                memory=old.memory + line.resources.memory,
+    def on(self, peer: Peer) -> Promised:
+        """The sum of what was placed on a node; what its sample shows already is dropped on the way.
+
+        The same object until something changes.
+        """
+        page = self._pages.get(peer.info.id)
+        if page is None:
+            return NOTHING
+        if page.sum is None or page.sample_at != peer.sample_at:
+            for task_id, line in list(page.lines.items()):
+                if line.accepted_at is not None and peer.sample_at > line.accepted_at:
+                    self.release(task_id)
+            lines = page.lines.values()
+            page.sample_at = peer.sample_at
+            page.sum = Promised(
+                slots=len(lines),
+                cpus=sum(line.resources.cpus for line in lines),
+                memory=sum(line.resources.memory for line in lines),
             )
-        return sums
+        return page.sum

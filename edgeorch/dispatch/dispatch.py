@@ -11,6 +11,7 @@ from edgeorch.config import Config
 from edgeorch.dispatch.accept import Acceptor
 from edgeorch.dispatch.audit import CANCEL, FORGET, Audit
 from edgeorch.dispatch.children import Parents
+from edgeorch.dispatch.choose import Membership
 from edgeorch.dispatch.entry import Entry
 from edgeorch.dispatch.leases import Leases
 from edgeorch.dispatch.ledger import Ledger, Notifier
@@ -21,7 +22,7 @@ from edgeorch.dispatch.place import Placer
 from edgeorch.dispatch.reading import Reader
 from edgeorch.dispatch.reconcile import Reconciler
 from edgeorch.dispatch.requests import AuditPage, Idempotency, NodeView, Submission, TaskPage
-from edgeorch.dispatch.view import Membership, View
+from edgeorch.dispatch.view import View
 from edgeorch.errors import InvalidRequestError
 from edgeorch.executor.admission import Rules
 from edgeorch.executor.executor import Executor

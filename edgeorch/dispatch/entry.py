@@ -10,9 +10,14 @@ from typing import Any
 import msgspec
 import trio
 
-from edgeorch.model import Attempt, Task, TaskSpec
+from edgeorch.model import Attempt, Peer, Task, TaskSpec
 from edgeorch.store import TaskChange
 from edgeorch.timing import clock
+
+LASTING_S = 60.0
+"""A refusal by policy or driver is believed for this long: somebody may change the node's settings."""
+PAST_S = 2.0
+"""A refusal for want of room is believed for this long where no newer sample comes."""
 
 NONE: Mapping[Any, Any] = MappingProxyType({})
 """What most tasks have of most things, shared by all of them."""
@@ -98,6 +103,19 @@ class Entry:
     def at_most_once(self) -> bool:
         """Whether the task may only be tried once."""
         return self.spec.retry.max_attempts == 1
+
+    def refusal_of(self, peer: Peer, now: float) -> str:
+        """What the node said of this task, while that is worth believing; empty where there is nothing."""
+        refused = self.refused.get(peer.info.id)
+        if refused is None:
+            return ""
+        age = now - refused.at
+        past = age >= refused.pause_s and (peer.sample_at > refused.at or age > PAST_S)
+        over = age > LASTING_S if refused.lasting else past
+        if over:
+            self.refused = {node: kept for node, kept in self.refused.items() if kept is not refused}
+            return ""
+        return f"refused: {refused.reason}"
 
     def attempt(self, number: int) -> Attempt | None:
         """The attempt with this number."""

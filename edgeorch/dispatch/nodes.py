@@ -9,7 +9,7 @@ from edgeorch.dispatch.view import View
 from edgeorch.errors import ConflictError, EdgeorchError, NodeUnreachableError, WireError
 from edgeorch.executor.executor import Me
 from edgeorch.model import Caller, Peer, PeerState
-from edgeorch.scoring import Promised, score
+from edgeorch.scoring import score
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import ChangeNode, ForgetNode, NodeStatus
 
@@ -103,7 +103,7 @@ class Nodes:
 
     def _view(self, peer: Peer) -> NodeView:
         is_self = peer.info.id == self.view.node_id
-        promised = self.view.books.promised({peer.info.id: peer}).get(peer.info.id, Promised())
+        promised = self.view.books.on(peer)
         found = score(
             peer.info,
             peer.sample,

@@ -122,9 +122,9 @@ class Placer:
         if entry.spec.placement.mode != "best":
             return self._plan_children(entry)
         while True:
-            best, why_none = self.view.best(entry)
+            best = self.view.best(entry)
             if best is None:
-                return self._wait(entry, why_none)
+                return self._wait(entry)
             if best.node != self.view.node_id:
                 return self._plan_remote(entry, best)
             try:
@@ -255,9 +255,12 @@ class Placer:
         if entry.task.state is TaskState.WAITING:
             self.enqueue(entry)
 
-    def _wait(self, entry: Entry, reason: str) -> Plan:
+    def _wait(self, entry: Entry, reason: str = "") -> Plan:
         waited_s = self.seams.age(entry.task.created_at, entry.task.created_tick)
-        if reason == entry.task.reason or (entry.task.reason and waited_s < TELL_S):
+        if entry.task.reason and waited_s < TELL_S:
+            return Plan(entry)
+        reason = reason or self.view.why_none(entry)
+        if reason == entry.task.reason:
             return Plan(entry)
         entry.update(reason=reason)
         return Plan(entry, changes=self.ledger.state_changes(entry))

@@ -23,8 +23,9 @@ Line: TypeAlias = tuple[int, int, str, Entry]
 def shape_of(spec: TaskSpec) -> str:
     """Equal for specs that fit the same nodes."""
     drivers = [driver_of(service) for service in spec.service]
-    # Interned: a deep queue has few shapes.
-    return sys.intern(msgspec.json.encode((drivers, spec.placement, spec.resources)).decode())
+    # Interned: a deep queue has few shapes. Not every release can run what has secrets.
+    what = (drivers, spec.placement, spec.resources, bool(spec.secrets))
+    return sys.intern(msgspec.json.encode(what).decode())
 
 
 class Queue:

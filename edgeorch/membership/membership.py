@@ -190,6 +190,10 @@ class Membership:
         """All other nodes by id."""
         return self.table.snapshot()
 
+    def get(self, node_id: str) -> Peer | None:
+        """One of them, or None."""
+        return self.table.get(node_id)
+
     def sampled(self, node_id: str, sample: Sample) -> None:
         """A fresh sample of a known node came with its answer."""
         self.table.sampled(node_id, sample, trio.current_time())

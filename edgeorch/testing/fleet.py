@@ -95,6 +95,10 @@ class VirtualMembership:
         """Nothing but states ever changes here."""
         return self.changed
 
+    def get(self, node_id: str) -> Peer | None:
+        """One of them, or None."""
+        return self.snapshot().get(node_id)
+
     def snapshot(self) -> Mapping[str, Peer]:
         """All other nodes with a sample of this moment."""
         return {
