@@ -194,6 +194,7 @@ class Store(Section, frozen=True, kw_only=True):
     """How long ended tasks, and who did what, are kept."""
 
     retention_s: Positive = 604_800.0
+    """By a clock that nobody sets, which adds at most a day for any time that the machine was off."""
     retention_bytes: Count = 1 << 30
     """Of output; the oldest goes first."""
     audit_s: Positive = 7_776_000.0

@@ -447,8 +447,20 @@ def new_task_id(wall: float, rng: random.Random, node_id: str) -> str:
 
 def ulid(wall: float, bits: int, node_id: str) -> str:
     """``ULID-NODEID`` with 80 bits that tell it from others of the same millisecond."""
-    number = (int(wall * 1000) & ((1 << 48) - 1)) << 80 | bits & ((1 << 80) - 1)
+    return ulid_of((int(wall * 1000) & ((1 << 48) - 1)) << 80 | bits & ((1 << 80) - 1), node_id)
+
+
+def ulid_of(number: int, node_id: str) -> str:
+    """``ULID-NODEID`` of a number: milliseconds since the epoch, then 80 bits."""
     return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)]) + f"-{node_id}"
+
+
+def number_of(name: str) -> int:
+    """The number in a ``ULID-NODEID``."""
+    number = 0
+    for letter in name.partition("-")[0]:
+        number = number << 5 | CROCKFORD.index(letter)
+    return number
 
 
 def origin_of(task_id: str) -> str:

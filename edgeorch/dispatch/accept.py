@@ -22,7 +22,7 @@ from edgeorch.errors import (
     UnavailableError,
 )
 from edgeorch.executor.admission import SECRETS, Rules
-from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState, new_task_id
+from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState
 from edgeorch.seams import Tick
 from edgeorch.secret import MAX_BYTES, size_of
 from edgeorch.store import PutAudit, PutKey, PutMark, PutSecrets, TaskChange
@@ -204,7 +204,7 @@ class Acceptor:
         if submission.service_id:
             service_id = self._next_service_id()
         task = Task(
-            id=new_task_id(self.ledger.seams.wall(), self.ledger.seams.rng, self.view.node_id),
+            id=self.ledger.ids.new(self.view.node_id),
             name=spec.name,
             state=TaskState.WAITING,
             origin=self.view.node_id,

@@ -10,7 +10,7 @@ from edgeorch.dispatch.gather import newest
 from edgeorch.dispatch.requests import AuditPage
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, StorageError
-from edgeorch.model import Caller, origin_of, ulid
+from edgeorch.model import Caller, number_of, origin_of, ulid_of
 from edgeorch.seams import Seams
 from edgeorch.store import AuditFilter, LocalStore, PutAudit
 from edgeorch.wire import Peers
@@ -38,18 +38,30 @@ class Audit:
         self._peers = peers
         self._seams = seams
         self._written = 0
+        self._newest = 0
+        """Milliseconds in the newest id: ids only grow, whatever the clock does."""
         self._named = False
         """Whether records of an older release have ids by now."""
         self._refused: dict[str, tuple[int, str]] = {}
         """By source: how often since the last record, and why at last."""
 
+    async def load(self) -> None:
+        """Go on above the ids that are on the disk.
+
+        Raises:
+            StorageError: the store cannot be read.
+        """
+        for record in await self._store.audit(AuditFilter(limit=1)):
+            self._newest = number_of(record.id) >> 80
+
     def record(self, caller: Caller, action: str, subject: str, detail: str = "", count: int = 1) -> PutAudit:
         """A record, to be committed with what it tells of."""
         now = self._seams.wall()
         self._written += 1
+        self._newest = max(self._newest, int(now * 1000))
         return PutAudit(
             # Boot and number are used once, so no chance is needed to tell two records of a moment apart.
-            id=ulid(now, self._store.boot << 48 | self._written, self._view.node_id),
+            id=ulid_of(self._newest << 80 | self._store.boot << 48 | self._written, self._view.node_id),
             at=now,
             token=caller.token,
             role=caller.role,

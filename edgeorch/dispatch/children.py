@@ -11,7 +11,7 @@ from edgeorch.dispatch.leases import Leases
 from edgeorch.dispatch.ledger import Ledger
 from edgeorch.errors import StorageError
 from edgeorch.lifecycle import TaskEvent
-from edgeorch.model import Ranked, Task, TaskSpec, TaskState, new_task_id, origin_of
+from edgeorch.model import Ranked, Task, TaskSpec, TaskState, origin_of
 from edgeorch.scheduler import why_waiting
 from edgeorch.store import PutAudit
 
@@ -48,7 +48,7 @@ def make_children(parent: Entry, nodes: Sequence[Ranked], ledger: Ledger) -> lis
     for node in nodes:
         spec = pinned(parent.spec, node.node)
         child = Task(
-            id=new_task_id(ledger.seams.wall(), ledger.seams.rng, origin_of(task.id)),
+            id=ledger.ids.new(origin_of(task.id)),
             name=task.name,
             state=TaskState.WAITING,
             origin=task.origin,

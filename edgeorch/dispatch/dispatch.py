@@ -125,6 +125,7 @@ class Dispatch:
         Args:
             start_executor: starts the executor in its nursery and returns when it has recovered.
         """
+        await self.audit.load()
         await self.reconciler.load()
         await start_executor()
         await self.reconciler.check_local(list(self.executor.lives()))

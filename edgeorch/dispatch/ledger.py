@@ -17,6 +17,7 @@ import trio
 
 from edgeorch.dispatch.books import Books
 from edgeorch.dispatch.entry import Entry
+from edgeorch.dispatch.ids import Ids
 from edgeorch.dispatch.queue import Queue, shape_of
 from edgeorch.errors import StorageError
 from edgeorch.lifecycle import EVENT_OF_STATE, Effect, TaskEvent, step_attempt, step_task, task_event
@@ -70,6 +71,7 @@ class Ledger:
         self.sealer = sealer
         self.notifier = notifier
         self.seams = seams
+        self.ids = Ids(seams)
         self.books = Books()
         self.queue = Queue()
         self.open: dict[str, Entry] = {}

@@ -14,6 +14,7 @@ from edgeorch.dispatch.place import Placer
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, StorageError
 from edgeorch.model import Attempt, AttemptState, TaskSpec, TaskState, attempt_of
+from edgeorch.store import TaskFilter
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import FindRuns, Runs, RunState
 
@@ -41,6 +42,8 @@ class Reconciler:
         Raises:
             StorageError: the store cannot be read.
         """
+        for newest in await self.ledger.store.tasks(TaskFilter(limit=1)):
+            self.ledger.ids.above(newest.id)
         tasks = await self.ledger.store.open_tasks()
         for task in tasks:
             try:

@@ -1,6 +1,6 @@
 """Forgetting what has ended long ago: tasks by age, output by age and size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +11,7 @@ from edgeorch.config import Store as Settings
 from edgeorch.dispatch.ledger import Ledger
 from edgeorch.errors import StorageError
 from edgeorch.executor.executor import Executor
-from edgeorch.output import sweep
+from edgeorch.output import Folder, keys_in, sweep
 
 log = structlog.get_logger()
 
@@ -36,12 +36,10 @@ class Retention:
 
     async def clean(self) -> None:
         """One round."""
-        before = self.ledger.seams.wall() - self.settings.retention_s
         self.ledger.recent.clear()
-        audit_before = self.ledger.seams.wall() - self.settings.audit_s
         try:
-            forgotten = await self.ledger.store.prune(before)
-            await self.ledger.store.prune_audit(audit_before, self.settings.audit_bytes)
+            forgotten = await self.ledger.store.prune(self.settings.retention_s)
+            await self.ledger.store.prune_audit(self.settings.audit_s, self.settings.audit_bytes)
         except StorageError as error:
             # The disk may be full of output, so that is removed all the same.
             log.warning("old tasks cannot be forgotten yet", reason=str(error))
@@ -51,11 +49,21 @@ class Retention:
         keep = set(self.executor.lives())
         for root in self.roots:
             try:
-                swept = await sweep(
-                    root, keep=keep, max_bytes=self.settings.retention_bytes, changed_before=before
-                )
+                old = await self._old(root)
+                swept = await sweep(root, keep=keep, max_bytes=self.settings.retention_bytes, old=old)
             except OSError as error:
                 log.warning("old output cannot be removed", folder=str(root), reason=error.strerror)
                 continue
             if swept.removed:
                 log.info("removed old output", folders=len(swept.removed))
+
+    async def _old(self, root: Path) -> Callable[[Folder], bool]:
+        """Output is kept as long as its task; what no task tells of, for as long after it was written."""
+        now, retention_s = self.ledger.seams.wall(), self.settings.retention_s
+        try:
+            fresh = await self.ledger.store.fresh(await keys_in(root), retention_s)
+        except StorageError as error:
+            log.warning("cannot see which output is old yet", reason=str(error))
+            return lambda _folder: False
+        # The clock may have been set since, in either direction.
+        return lambda folder: folder.key not in fresh and abs(now - folder.changed) > retention_s

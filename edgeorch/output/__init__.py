@@ -5,7 +5,17 @@ folder, ``stdout`` and ``stderr`` are capped files as ``runner.capped`` writes t
 file and then, once the attempt has ended, the end that its cap cut off; offsets count in that.
 """
 
-from edgeorch.output.folders import STREAMS, Folder, Swept, choose, folder_of, remove, streams_of, sweep
+from edgeorch.output.folders import (
+    STREAMS,
+    Folder,
+    Swept,
+    choose,
+    folder_of,
+    keys_in,
+    remove,
+    streams_of,
+    sweep,
+)
 from edgeorch.output.follow import Piece, Stream, follow, tails
 from edgeorch.output.watcher import Watcher
 
@@ -19,6 +29,7 @@ __all__ = [
     "choose",
     "folder_of",
     "follow",
+    "keys_in",
     "remove",
     "streams_of",
     "sweep",

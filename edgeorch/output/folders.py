@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,30 +59,37 @@ class Swept:
 
 
 def choose(
-    folders: Iterable[Folder], keep: Collection[str], max_bytes: int, changed_before: float
+    folders: Iterable[Folder], keep: Collection[str], max_bytes: int, old: Callable[[Folder], bool]
 ) -> list[str]:
-    """Which folders go: all that have not changed since a time, then the oldest until the rest fits.
+    """Which folders go: all that are old, then those that changed longest ago until the rest fits.
 
     Args:
         folders: all there are.
         keep: keys that stay whatever they cost.
         max_bytes: of all folders together.
-        changed_before: seconds since the epoch.
+        old: whether nobody needs it any more.
     """
     gone = []
     left = sorted(folders, key=lambda folder: (folder.changed, folder.key))
     total = sum(folder.size for folder in left)
     for folder in left:
-        if folder.key not in keep and (folder.changed < changed_before or total > max_bytes):
+        if folder.key not in keep and (old(folder) or total > max_bytes):
             gone.append(folder.key)
             total -= folder.size
     return gone
 
 
-async def sweep(tasks: Path, *, keep: Collection[str], max_bytes: int, changed_before: float = 0.0) -> Swept:
+async def sweep(
+    tasks: Path, *, keep: Collection[str], max_bytes: int, old: Callable[[Folder], bool] = lambda _: False
+) -> Swept:
     """Remove folders by ``choose``, and what an earlier removal left behind. Other entries are left alone."""
+    return await trio.to_thread.run_sync(_sweep, tasks, frozenset(keep), max_bytes, old, limiter=_cleaning)
+
+
+async def keys_in(tasks: Path) -> list[str]:
+    """Whose folders are there."""
     return await trio.to_thread.run_sync(
-        _sweep, tasks, frozenset(keep), max_bytes, changed_before, limiter=_cleaning
+        lambda: [name for name in _names(tasks) if _KEY.fullmatch(name)], limiter=_cleaning
     )
 
 
@@ -91,11 +98,15 @@ async def remove(folder: Path) -> bool:
     return await trio.to_thread.run_sync(_remove, folder, limiter=_cleaning)
 
 
-def _sweep(tasks: Path, keep: frozenset[str], max_bytes: int, changed_before: float) -> Swept:
+def _names(tasks: Path) -> list[str]:
     try:
-        names = sorted(entry.name for entry in tasks.iterdir())
+        return sorted(entry.name for entry in tasks.iterdir())
     except FileNotFoundError:
-        return Swept((), (), 0, 0)
+        return []
+
+
+def _sweep(tasks: Path, keep: frozenset[str], max_bytes: int, old: Callable[[Folder], bool]) -> Swept:
+    names = _names(tasks)
     for name in names:
         if name.startswith(_REMOVING):
             _delete(tasks / name, again=True)
@@ -103,7 +114,7 @@ def _sweep(tasks: Path, keep: frozenset[str], max_bytes: int, changed_before: fl
             _remove_work(tasks / name)
     folders = [_look(tasks / name) for name in names if _KEY.fullmatch(name)]
     sizes = {folder.key: folder.size for folder in folders}
-    chosen = choose(folders, keep, max_bytes, changed_before)
+    chosen = choose(folders, keep, max_bytes, old)
     removed = tuple(key for key in chosen if _remove(tasks / key))
     before = sum(sizes.values())
     after = before - sum(sizes[key] for key in removed)

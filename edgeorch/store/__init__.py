@@ -216,7 +216,7 @@ class TaskStore(Protocol):
         """Give an id to this node's records of a release that gave none; how many."""
         ...
 
-    async def prune_audit(self, before: float, max_bytes: int) -> None:
+    async def prune_audit(self, older_s: float, max_bytes: int) -> None:
         """Forget audit records that are older, and the oldest of more than so many bytes."""
         ...
 
@@ -228,9 +228,10 @@ class TaskStore(Protocol):
         """All of them."""
         ...
 
-    async def prune(self, ended_before: float) -> list[str]:
-        """Forget tasks and acknowledged runs that ended before this time, and expired keys.
+    async def prune(self, older_s: float) -> list[str]:
+        """Forget tasks and acknowledged runs that ended longer ago, and expired keys.
 
+        The store counts by a clock of its own (``store.clock``), whatever the wall clock does meanwhile.
         Returns the forgotten task ids.
         """
         ...
@@ -258,11 +259,15 @@ class AttemptStore(Protocol):
         ...
 
     async def runs(self) -> list[Run]:
-        """Everything that is not yet acknowledged by its origin, oldest first."""
+        """Everything that is not yet acknowledged by its origin, in the order in which it came."""
         ...
 
     async def ended_runs(self, task_ids: Sequence[str]) -> list[Run]:
         """How acknowledged runs of these tasks had ended, by key; without spec and handle."""
+        ...
+
+    async def fresh(self, keys: Sequence[str], older_s: float) -> set[str]:
+        """Those of these attempts that ``prune`` would not forget, nor has forgotten."""
         ...
 
 

@@ -93,6 +93,15 @@ STEPS = (
             CREATE TABLE marks (name TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
         """,
     ),
+    # Since then tasks.ended_at and ended_runs.at are by the store's own clock, as kept is: by it they go.
+    Step(
+        number=6,
+        compatible=1,
+        sql="""
+            ALTER TABLE audit ADD COLUMN kept REAL;
+            CREATE INDEX audit_undated ON audit (number) WHERE kept IS NULL;
+        """,
+    ),
 )
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeorch.errors import StartError
+from edgeorch.seams import Seams
+from edgeorch.store import rows
+from edgeorch.store.clock import StoreClock, noted
 from edgeorch.store.connection import connect, storage_error
 from edgeorch.store.migrations import migrate
 from edgeorch.store.repair import prepare
@@ -25,6 +28,7 @@ class Database:
         boot: see ``AttemptStore``.
         marks: see ``TaskStore``.
         set_aside: where a damaged predecessor went at this start, or None.
+        clock: by which it forgets.
     """
 
     writer: sqlite3.Connection
@@ -34,6 +38,7 @@ class Database:
     boot: int
     marks: dict[str, int]
     set_aside: Path | None
+    clock: StoreClock
 
     def close(self) -> None:
         """Move the write-ahead log into the database and let go of the files; the reader is closed before."""
@@ -46,12 +51,12 @@ class Database:
             os.close(self.lock)
 
 
-def open_database(path: Path, now: float, new_id: str) -> Database:
+def open_database(path: Path, seams: Seams, new_id: str) -> Database:
     """Open or make the database at ``path``. Blocks; run it in a thread.
 
     Args:
         path: the file; its folder is made (0700) when absent, the file with 0600.
-        now: seconds since the epoch, for the name of a file that is set aside.
+        seams: clocks; the wall clock names a file that is set aside.
         new_id: ``store_id`` of a database made anew.
 
     Raises:
@@ -62,10 +67,10 @@ def open_database(path: Path, now: float, new_id: str) -> Database:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = _lock(path)
             stack.callback(os.close, lock)
-            set_aside = prepare(path, now)
+            set_aside = prepare(path, seams.wall())
             writer = stack.enter_context(closing(connect(path)))
             migrate(writer)
-            store_id, boot = _start(writer, new_id)
+            store_id, boot, clock = _start(writer, seams, new_id)
             marks = {
                 str(name): int(number) for name, number in writer.execute("SELECT name, number FROM marks")
             }
@@ -78,7 +83,7 @@ def open_database(path: Path, now: float, new_id: str) -> Database:
     except OSError as error:
         hint = "check node.state_dir, its owner and its disk"
         raise StartError(f"{error.filename or path}: {error.strerror}", hint=hint) from error
-    return Database(writer, reader, lock, store_id, boot, marks, set_aside)
+    return Database(writer, reader, lock, store_id, boot, marks, set_aside, clock)
 
 
 def _lock(path: Path) -> int:
@@ -91,10 +96,14 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _start(writer: sqlite3.Connection, new_id: str) -> tuple[str, int]:
+def _start(writer: sqlite3.Connection, seams: Seams, new_id: str) -> tuple[str, int, StoreClock]:
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE meta SET value = ? WHERE name = 'store_id' AND value = ''", (new_id,))
     writer.execute("UPDATE meta SET value = value + 1 WHERE name = 'boot'")
     known = dict(writer.execute("SELECT name, value FROM meta").fetchall())
+    (newest_end,) = writer.execute("SELECT MAX(ended_at) FROM tasks").fetchone()
+    clock = StoreClock(seams, noted(known.get("clock"), newest_end, seams.wall()))
+    for sql, values in (*rows.dated(clock.now()), (rows.NOTE, (clock.note(),))):
+        writer.execute(sql, values)
     writer.execute("COMMIT")
-    return str(known["store_id"]), int(known["boot"])
+    return str(known["store_id"]), int(known["boot"]), clock

@@ -162,9 +162,9 @@ def _carry_over(source: sqlite3.Connection, target: sqlite3.Connection, counts: 
             target.execute(*rows.keep_event(event))
             counts["events"] += 1
     with suppress(sqlite3.DatabaseError):
-        for name in ("boot", "store_id"):
-            for (value,) in source.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchall():
-                target.execute("UPDATE meta SET value = ? WHERE name = ?", (value, name))
+        for name in ("boot", "store_id", "clock"):
+            for row in source.execute("SELECT name, value FROM meta WHERE name = ?", (name,)).fetchall():
+                target.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", row)
         for name, number in source.execute("SELECT name, number FROM marks").fetchall():
             target.execute("INSERT INTO marks (name, number) VALUES (?, ?)", (name, number))
 

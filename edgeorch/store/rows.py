@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from edgeorch.errors import StorageError
-from edgeorch.model import Event, Run, Task, ulid
+from edgeorch.model import Event, Run, Task, attempt_of, ulid
 from edgeorch.seams import Tick
 from edgeorch.store import (
     AttemptChange,
@@ -40,12 +40,13 @@ PUT_EVENT = "INSERT INTO events (task, body) VALUES (?, ?)"
 
 OPEN_TASKS = """SELECT body FROM tasks WHERE id IN (SELECT id FROM tasks INDEXED BY tasks_list
     WHERE state IN ('waiting', 'placing', 'running')) ORDER BY id"""
-RUNS = "SELECT body FROM runs ORDER BY accepted_at, rowid"
+RUNS = "SELECT body FROM runs ORDER BY rowid"
 
 _PUT_TASK = """INSERT INTO tasks (id, state, name, node, parent, owner, ended_at, body)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (id) DO UPDATE SET state = excluded.state, name = excluded.name, node = excluded.node,
-    parent = excluded.parent, owner = excluded.owner, ended_at = excluded.ended_at, body = excluded.body"""
+    parent = excluded.parent, owner = excluded.owner, body = excluded.body,
+    ended_at = COALESCE(tasks.ended_at, excluded.ended_at)"""
 _PUT_KEY = """INSERT INTO keys (scope, key, expires_at, boot, tick, body) VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (scope, key) DO UPDATE SET expires_at = excluded.expires_at, boot = excluded.boot,
     tick = excluded.tick, body = excluded.body"""
@@ -59,7 +60,10 @@ _PUT_RUN = """INSERT INTO runs (key, accepted_at, body) VALUES (?, ?, ?)
 
 _PUT_SECRETS = """INSERT INTO secrets (task, body) VALUES (?, ?)
     ON CONFLICT (task) DO UPDATE SET body = excluded.body"""
-_PUT_AUDIT = "INSERT INTO audit (at, id, body) VALUES (?, ?, ?)"
+_PUT_AUDIT = "INSERT INTO audit (at, id, kept, body) VALUES (?, ?, ?, ?)"
+_AGED = """DELETE FROM audit WHERE number < COALESCE(
+    (SELECT number FROM audit WHERE kept >= ? ORDER BY number LIMIT 1),
+    (SELECT MAX(number) + 1 FROM audit))"""
 _CROWDED = """DELETE FROM audit WHERE number <= (
     SELECT number FROM (SELECT number, SUM(LENGTH(body)) OVER (ORDER BY number DESC) AS total FROM audit)
     WHERE total > ? ORDER BY number DESC LIMIT 1)"""
@@ -83,12 +87,14 @@ AUDIT = msgspec.msgpack.Decoder(PutAudit)
 RUN = msgspec.msgpack.Decoder(Run)
 
 
-def statements(changes: Iterable[TaskChange | AttemptChange]) -> list[Statement]:
-    """The SQL of each change, in order."""
-    return [statement for change in changes for statement in _statements(change)]
+def statements(changes: Iterable[TaskChange | AttemptChange], at: float | None = None) -> list[Statement]:
+    """The SQL of each change, in order; ``at``: the store's clock, else the times that people read serve."""
+    return [statement for change in changes for statement in _statements(change, at)]
 
 
-def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:  # noqa: C901  one case per change
+def _statements(  # noqa: C901  one case per change
+    change: TaskChange | AttemptChange, at: float | None
+) -> Iterator[Statement]:
     match change:
         case PutTask(task=task):
             node = task.current.node if task.current else None
@@ -100,7 +106,7 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:  # n
                 node,
                 task.parent,
                 owner,
-                task.ended_at,
+                task.ended_at if at is None or task.ended_at is None else at,
                 _encode(task),
             )
             yield _PUT_TASK, row
@@ -113,19 +119,21 @@ def _statements(change: TaskChange | AttemptChange) -> Iterator[Statement]:  # n
         case EndRun(run=run):
             bare = bare_end(run)
             yield "DELETE FROM runs WHERE key = ?", (run.offer.key,)
-            yield _PUT_ENDED_RUN, (run.offer.task_id, run.offer.number, bare.ended_at, _encode(bare))
+            when = bare.ended_at if at is None else at
+            yield _PUT_ENDED_RUN, (run.offer.task_id, run.offer.number, when, _encode(bare))
         case PutKey():
             tick = change.expires_tick
-            when = (
+            expiry = (
                 (change.expires_at, tick.boot or None, tick.at) if tick else (change.expires_at, None, None)
             )
-            yield _PUT_KEY, (change.scope, change.key, *when, _encode(change))
+            yield _PUT_KEY, (change.scope, change.key, *expiry, _encode(change))
         case PutMark():
             yield _PUT_MARK, (change.name, change.number)
         case PutCallback(callback=callback):
             yield _PUT_CALLBACK, (callback.id, callback.created_at, _encode(callback))
         case PutAudit():
-            yield _PUT_AUDIT, (change.at, change.id or None, _encode(change))
+            kept = change.at if at is None else at
+            yield _PUT_AUDIT, (change.at, change.id or None, kept, _encode(change))
         case PutSecrets(task_id=task_id):
             yield _PUT_SECRETS, (task_id, _encode(change))
         case DropTask(task_id=task_id):
@@ -223,11 +231,33 @@ def named(number: int, body: bytes, node_id: str) -> list[Statement]:
 
 def audit_prunes(before: float, max_bytes: int) -> list[Statement]:
     """What forgets old audit records, and the oldest where there are too many."""
-    return [("DELETE FROM audit WHERE at < ?", (before,)), (_CROWDED, (max_bytes,))]
+    return [(_AGED, (before,)), (_CROWDED, (max_bytes,))]
+
+
+def dated(now: float) -> list[Statement]:
+    """Times that an older release took from a wall clock: none may lie before the store, or last for ever."""
+    return [
+        ("UPDATE tasks SET ended_at = ? WHERE ended_at > ?", (now, now)),
+        ("UPDATE ended_runs SET at = ? WHERE at > ?", (now, now)),
+        ("UPDATE audit SET kept = MIN(at, ?) WHERE kept IS NULL", (now,)),
+    ]
+
+
+NOTE = "INSERT OR REPLACE INTO meta (name, value) VALUES ('clock', ?)"
+"""Puts down ``StoreClock.note``."""
+_FRESH = """SELECT EXISTS (SELECT 1 FROM runs WHERE key = ?)
+    OR EXISTS (SELECT 1 FROM tasks WHERE id = ? AND (ended_at IS NULL OR ended_at >= ?))
+    OR EXISTS (SELECT 1 FROM ended_runs WHERE task = ? AND number = ? AND at >= ?)"""
+
+
+def fresh(key: str, since: float) -> Statement:
+    """Whether an attempt is of something that has not ended, or ended since then."""
+    task_id, number = attempt_of(key)
+    return _FRESH, (key, task_id, since, task_id, number, since)
 
 
 def prunable(ended_before: float, limit: int) -> Statement:
-    """Ids of tasks that ended before a time; a child waits for its parent, which always ends last."""
+    """Ids of tasks that ended before a time of the store; a child waits for its parent, which ends last."""
     return (
         """SELECT id FROM tasks WHERE ended_at < ? AND state NOT IN ('waiting', 'placing', 'running')
         AND NOT EXISTS (SELECT 1 FROM tasks AS p WHERE p.id = tasks.parent

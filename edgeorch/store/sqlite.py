@@ -33,6 +33,7 @@ from edgeorch.store import (
     events_of,
     rows,
 )
+from edgeorch.store.clock import StoreClock
 from edgeorch.store.connection import code_of, hits_everyone, storage_error, storage_errors
 from edgeorch.store.opening import Database, open_database
 from edgeorch.store.stall import STALLED_S, Progress
@@ -134,7 +135,7 @@ class SqliteStore:
         """
         new_id = f"{self._seams.rng.getrandbits(80):020x}"
         database = self._database = await trio.to_thread.run_sync(
-            open_database, self._path, self._seams.wall(), new_id, limiter=self._writing
+            open_database, self._path, self._seams, new_id, limiter=self._writing
         )
         try:
             async with trio.open_nursery() as nursery:
@@ -236,6 +237,12 @@ class SqliteStore:
         found: T = question.found
         return found
 
+    @property
+    def _clock(self) -> StoreClock:
+        if self._database is None:
+            raise StorageError("the database is not open yet")
+        return self._database.clock
+
     # TaskStore
 
     @property
@@ -298,9 +305,9 @@ class SqliteStore:
             named += len(statements)
         return named
 
-    async def prune_audit(self, before: float, max_bytes: int) -> None:
+    async def prune_audit(self, older_s: float, max_bytes: int) -> None:
         """See ``TaskStore``."""
-        await self._submit(rows.audit_prunes(before, max_bytes))
+        await self._submit(rows.audit_prunes(self._clock.now() - older_s, max_bytes))
 
     async def secrets(self, task_id: str) -> bytes | None:
         """See ``TaskStore``."""
@@ -312,13 +319,15 @@ class SqliteStore:
         """See ``TaskStore``."""
         return await self._read(lambda db: _all(db, rows.SECRETS, "SELECT body FROM secrets ORDER BY task"))
 
-    async def prune(self, ended_before: float) -> list[str]:
+    async def prune(self, older_s: float) -> list[str]:
         """See ``TaskStore``. Works in steps, so that commits go on meanwhile."""
+        ended_before = self._clock.now() - older_s
         await self._submit(
             [
                 rows.expired_keys(self._seams.wall(), self._seams.tick()),
                 (rows.DROP_STRAY_SECRETS, ()),
                 ("DELETE FROM ended_runs WHERE at < ?", (ended_before,)),
+                (rows.NOTE, (self._clock.note(),)),
             ]
         )
         gone: list[str] = []
@@ -361,13 +370,25 @@ class SqliteStore:
         """See ``AttemptStore``."""
         return await self._read(lambda db: _all(db, rows.RUN, *rows.ended_runs(task_ids)))
 
+    async def fresh(self, keys: Sequence[str], older_s: float) -> set[str]:
+        """See ``AttemptStore``. Works in steps, so that other questions are answered meanwhile."""
+        since, found = self._clock.now() - older_s, set[str]()
+        for start in range(0, len(keys), _PRUNE_STEP):
+            asked = [(key, rows.fresh(key, since)) for key in keys[start : start + _PRUNE_STEP]]
+
+            def ask(db: sqlite3.Connection) -> set[str]:
+                return {key for key, query in asked if db.execute(*query).fetchone()[0]}  # noqa: B023  asked at once
+
+            found |= await self._read(ask)
+        return found
+
     # LocalStore
 
     async def commit_both(
         self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
     ) -> tuple[Event, ...]:
         """See ``LocalStore``."""
-        numbers = await self._submit(rows.statements([*tasks, *runs]))
+        numbers = await self._submit(rows.statements([*tasks, *runs], self._clock.now()))
         replace = msgspec.structs.replace
         return tuple(replace(event, seq=seq) for event, seq in zip(events_of(tasks), numbers, strict=True))
 

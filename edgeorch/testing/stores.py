@@ -9,7 +9,7 @@ import msgspec
 import trio
 
 from edgeorch.errors import StorageError
-from edgeorch.model import Event, Run, Task, ulid
+from edgeorch.model import Event, Run, Task, attempt_of, ulid
 from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
     AttemptChange,
@@ -32,6 +32,7 @@ from edgeorch.store import (
     TaskChange,
     TaskFilter,
 )
+from edgeorch.store.clock import StoreClock, noted
 from edgeorch.store.rows import bare_end
 
 T = TypeVar("T")
@@ -59,6 +60,11 @@ class MemoryStore:
         self._ended_runs: dict[tuple[str, int], Run] = {}
         self._marks: dict[str, int] = {}
         self.marks: Mapping[str, int] = {}
+        self.clock = StoreClock(self._seams, None)
+        self._ends: dict[str, float] = {}
+        self._run_ends: dict[tuple[str, int], float] = {}
+        self._noted: list[float] = []
+        """By the store's clock: when tasks and acknowledged runs had ended, when audit records came."""
 
     def reopened(self) -> "MemoryStore":
         """The store as the next start of the node finds it; later changes to one do not show in the other."""
@@ -68,6 +74,7 @@ class MemoryStore:
                 setattr(twin, name, copy(value))
         twin.boot += 1
         twin.marks = dict(self._marks)
+        twin.clock = StoreClock(self._seams, noted(self.clock.note(), None, self._seams.wall()))
         return twin
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -96,8 +103,11 @@ class MemoryStore:
         match change:
             case PutTask(task=task):
                 self._tasks[task.id] = task
+                if task.ended_at is not None:
+                    self._ends.setdefault(task.id, self.clock.now())
             case DropTask(task_id=task_id):
                 self._tasks.pop(task_id, None)
+                self._ends.pop(task_id, None)
                 self._secrets.pop(task_id, None)
                 self._events = [event for event in self._events if event.task != task_id]
             case PutEvent(event=event):
@@ -113,6 +123,7 @@ class MemoryStore:
                 self._callbacks[callback.id] = callback
             case PutAudit():
                 self._audit.append(change)
+                self._noted.append(self.clock.now())
             case PutSecrets(task_id=task_id):
                 self._secrets[task_id] = change
             case PutRun(run=run):
@@ -126,7 +137,8 @@ class MemoryStore:
                 kept[type(change)].pop(name, None)
             case EndRun(run=run):
                 self._runs.pop(run.offer.key, None)
-                self._ended_runs[run.offer.task_id, run.offer.number] = bare_end(run)
+                key = (run.offer.task_id, run.offer.number)
+                self._ended_runs[key], self._run_ends[key] = bare_end(run), self.clock.now()
         return ()
 
     async def task(self, task_id: str) -> Task | None:
@@ -186,17 +198,17 @@ class MemoryStore:
             self._audit[index] = msgspec.structs.replace(record, id=named)
         return len(nameless)
 
-    async def prune_audit(self, before: float, max_bytes: int) -> None:
+    async def prune_audit(self, older_s: float, max_bytes: int) -> None:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
-        kept: list[PutAudit] = []
-        size = 0
-        for record in reversed([record for record in self._audit if record.at >= before]):
+        kept = size = 0
+        for record, noted_at in zip(reversed(self._audit), reversed(self._noted), strict=True):
             size += len(msgspec.msgpack.encode(record))
-            if size > max_bytes:
+            if size > max_bytes or noted_at < self.clock.now() - older_s:
                 break
-            kept.append(record)
-        self._audit = kept[::-1]
+            kept += 1
+        gone = len(self._audit) - kept
+        del self._audit[:gone], self._noted[:gone]
 
     async def secrets(self, task_id: str) -> bytes | None:
         """See ``TaskStore``."""
@@ -209,9 +221,10 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [one for _, one in sorted(self._secrets.items())]
 
-    async def prune(self, ended_before: float) -> list[str]:
+    async def prune(self, older_s: float) -> list[str]:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
+        before = self.clock.now() - older_s
         now = (self._seams.wall(), self._seams.tick())
         self._keys = {name: key for name, key in self._keys.items() if not _expired(key, *now)}
         known = self._tasks
@@ -220,19 +233,19 @@ class MemoryStore:
             for name, kept in self._secrets.items()
             if name in known and not known[name].state.terminal
         }
-        self._ended_runs = {
-            key: run for key, run in self._ended_runs.items() if (run.ended_at or 0.0) >= ended_before
-        }
-        gone = [task for task in self._tasks.values() if self._prunable(task, ended_before)]
-        gone.sort(key=lambda task: (task.ended_at, task.id))
+        for key in [key for key, at in self._run_ends.items() if at < before]:
+            del self._ended_runs[key], self._run_ends[key]
+        gone = [task for task in self._tasks.values() if self._prunable(task, before)]
+        gone.sort(key=lambda task: (self._ends[task.id], task.id))
         for task in gone:
             self._apply(DropTask(task_id=task.id))
         return [task.id for task in gone]
 
-    def _prunable(self, task: Task, ended_before: float) -> bool:
+    def _prunable(self, task: Task, before: float) -> bool:
         parent = self._tasks.get(task.parent or "")
-        ended = [one.ended_at if one.ended_at is not None else ended_before for one in (task, parent) if one]
-        return task.state.terminal and max(ended) < ended_before
+        return task.state.terminal and all(
+            self._ends.get(one.id, before) < before for one in (task, parent) if one
+        )
 
     async def run(self, key: str) -> Run | None:
         """See ``AttemptStore``."""
@@ -242,12 +255,25 @@ class MemoryStore:
     async def runs(self) -> list[Run]:
         """See ``AttemptStore``."""
         await trio.lowlevel.checkpoint()
-        return sorted(self._runs.values(), key=lambda run: run.accepted_at)
+        return list(self._runs.values())
 
     async def ended_runs(self, task_ids: Sequence[str]) -> list[Run]:
         """See ``AttemptStore``."""
         await trio.lowlevel.checkpoint()
         return [run for (task_id, _), run in sorted(self._ended_runs.items()) if task_id in task_ids]
+
+    async def fresh(self, keys: Sequence[str], older_s: float) -> set[str]:
+        """See ``AttemptStore``."""
+        await trio.lowlevel.checkpoint()
+        before = self.clock.now() - older_s
+        return {
+            key
+            for key in keys
+            for task_id, number in [attempt_of(key)]
+            if key in self._runs
+            or (task_id in self._tasks and self._ends.get(task_id, before) >= before)
+            or ((task_id, number) in self._run_ends and self._run_ends[task_id, number] >= before)
+        }
 
 
 def _expired(key: PutKey, now: float, tick: Tick | None) -> bool:
@@ -307,11 +333,11 @@ class FailingStore:
         self._gate()
         return await self._inner.commit_both(tasks, runs)
 
-    async def prune(self, ended_before: float) -> list[str]:
+    async def prune(self, older_s: float) -> list[str]:
         """See ``TaskStore``. Counts as a commit."""
         await trio.lowlevel.checkpoint()
         self._gate()
-        return await self._inner.prune(ended_before)
+        return await self._inner.prune(older_s)
 
     @property
     def store_id(self) -> str:
@@ -366,11 +392,11 @@ class FailingStore:
         self._gate()
         return await self._inner.name_audit(node_id)
 
-    async def prune_audit(self, before: float, max_bytes: int) -> None:
+    async def prune_audit(self, older_s: float, max_bytes: int) -> None:
         """See ``TaskStore``. Counts as a commit."""
         await trio.lowlevel.checkpoint()
         self._gate()
-        await self._inner.prune_audit(before, max_bytes)
+        await self._inner.prune_audit(older_s, max_bytes)
 
     async def secrets(self, task_id: str) -> bytes | None:
         """See ``TaskStore``."""
@@ -391,3 +417,7 @@ class FailingStore:
     async def ended_runs(self, task_ids: Sequence[str]) -> list[Run]:
         """See ``AttemptStore``."""
         return await self._inner.ended_runs(task_ids)
+
+    async def fresh(self, keys: Sequence[str], older_s: float) -> set[str]:
+        """See ``AttemptStore``."""
+        return await self._inner.fresh(keys, older_s)

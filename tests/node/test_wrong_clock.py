@@ -77,6 +77,7 @@ def test_a_clock_set_over_a_restart_ends_nothing_early_and_forgets_nothing(fleet
     found = kitchen.get(f"/api/v1/tasks/{stays['id']}")
     assert (found["state"], len(found["attempts"])) == ("running", 1)
     assert once(kitchen, "k") == first
+    assert once(kitchen, "later") > first, "ids grow, so lists keep the order of acceptance"
     assert service_id(kitchen) > number
     status, _ = kitchen.request("DELETE", f"/api/v1/tasks/{stays['id']}")
     assert status == 202

@@ -16,7 +16,7 @@ from edgeorch.errors import StorageError
 from edgeorch.model import NativeService, Task, TaskSpec, new_task_id
 from edgeorch.model import TaskState as T
 from edgeorch.seams import Seams, Tick
-from edgeorch.store import DropCallback
+from edgeorch.store import AuditFilter, DropCallback, TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
 
@@ -134,6 +134,37 @@ async def test_a_number_whose_mark_the_disk_refused_is_marked_with_the_next(auto
     given = (await submit(a, service_id=True)).service_id
     reopened = a.store._inner.reopened()
     assert reopened.marks["service_id"] >= given
+
+
+@pytest.mark.parametrize("days", [1, -1])
+async def test_pages_keep_the_order_of_acceptance_and_lose_and_repeat_nothing(
+    autojump_clock, fleet, nursery, days
+):
+    (a,) = await started(fleet, nursery, "a")
+    keys = (str(number) for number in itertools.count())
+    made = [(await submit(a, next(keys))).id for _ in range(7)]
+    fleet.off_s = days * DAY
+    made += [(await submit(a, next(keys))).id for _ in range(7)]
+    first = await a.dispatch.tasks(TaskFilter(limit=5), ADMIN, local=False)
+    first_audit = await a.dispatch.audited(AuditFilter(limit=5), ADMIN, local=False)
+    fleet.off_s = -days * DAY
+    await fleet.restart(a, nursery)
+    later = [(await submit(a, next(keys))).id for _ in range(7)]
+    found = [task.id for task in first.tasks]
+    seen = [record.subject for record in first_audit.records]
+    while len(found) < len(made):
+        page = await a.dispatch.tasks(TaskFilter(limit=5, before=found[-1]), ADMIN, local=False)
+        found += [task.id for task in page.tasks]
+    before = first_audit.records[-1].id
+    while len(seen) < len(made):
+        records = await a.dispatch.audited(AuditFilter(limit=5, before=before), ADMIN, local=False)
+        seen += [record.subject for record in records.records]
+        before = records.records[-1].id
+    assert found[::-1] == seen[::-1] == made
+    whole = await a.dispatch.tasks(TaskFilter(limit=100), ADMIN, local=False)
+    assert [task.id for task in whole.tasks][::-1] == made + later
+    trail = await a.dispatch.audited(AuditFilter(limit=100), ADMIN, local=False)
+    assert [record.subject for record in trail.records][::-1] == made + later
 
 
 def test_ages():

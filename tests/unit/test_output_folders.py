@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from edgeorch.model import new_task_id
-from edgeorch.output import Folder, choose, folder_of, remove, sweep
+from edgeorch.output import Folder, choose, folder_of, keys_in, remove, sweep
 
 KEYS = [f"{new_task_id(1000.0 + n, random.Random(n), '0123456789')}.1" for n in range(4)]
 
@@ -33,12 +33,16 @@ def test_the_old_go_first_and_what_is_kept_stays():
         Folder(key="a", size=10, changed=1),
         Folder(key="c", size=10, changed=3),
     ]
-    assert choose(folders, (), 30, 0) == []
-    assert choose(folders, (), 25, 0) == ["a"]
-    assert choose(folders, (), 5, 0) == ["a", "b", "c"]
-    assert choose(folders, {"a"}, 15, 0) == ["b", "c"]
-    assert choose(folders, (), 30, 3) == ["a", "b"]
-    assert choose(folders, {"b"}, 30, 3) == ["a"]
+
+    def chosen(keep, max_bytes, *, before=0):
+        return choose(folders, keep, max_bytes, lambda folder: folder.changed < before)
+
+    assert chosen((), 30) == []
+    assert chosen((), 25) == ["a"]
+    assert chosen((), 5) == ["a", "b", "c"]
+    assert chosen({"a"}, 15) == ["b", "c"]
+    assert chosen((), 30, before=3) == ["a", "b"]
+    assert chosen({"b"}, 30, before=3) == ["a"]
 
 
 async def test_a_folder_is_removed_whole_and_links_are_not_followed(tmp_path):
@@ -67,6 +71,7 @@ async def test_a_link_in_place_of_a_folder_is_not_followed(tmp_path):
 async def test_a_sweep_keeps_what_fits_and_finishes_earlier_removals(tmp_path):
     tasks = tmp_path / "tasks"
     assert (await sweep(tasks, keep=(), max_bytes=0)).removed == ()
+    assert await keys_in(tasks) == []
     for number in range(3):
         folder = make(tasks, number, changed=1000.0 + number)
         # As the runner leaves it behind a service that has ended.
@@ -80,9 +85,9 @@ async def test_a_sweep_keeps_what_fits_and_finishes_earlier_removals(tmp_path):
     swept = await sweep(tasks, keep={KEYS[0]}, max_bytes=nothing.before - 1)
     assert swept.removed == (KEYS[1],)
     assert swept.after < swept.before
-    assert (await sweep(tasks, keep={KEYS[0]}, max_bytes=1 << 30, changed_before=2000.0)).removed == (
-        KEYS[2],
-    )
+    assert await keys_in(tasks) == [KEYS[0], KEYS[2]]
+    swept = await sweep(tasks, keep={KEYS[0]}, max_bytes=1 << 30, old=lambda _folder: True)
+    assert swept.removed == (KEYS[2],)
     assert sorted(entry.name for entry in tasks.iterdir()) == [KEYS[0], "notes"]
 
 

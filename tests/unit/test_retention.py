@@ -22,8 +22,10 @@ class World:
     """A store, a folder of attempts, and the part that cleans both."""
 
     def __init__(self, folder, *, max_bytes=1 << 30, failing=False):
-        self.now = NOW
-        self.seams = Seams(wall=lambda: self.now, rng=random.Random(1))
+        self.now, self.off = NOW, 0.0
+        self.seams = Seams(
+            wall=lambda: self.now + self.off, boottime=lambda: self.now, rng=random.Random(1), boot=1
+        )
         self.store = FailingStore(MemoryStore(self.seams), failing=failing)
         self.folder = folder
         self.lives = {}
@@ -34,7 +36,7 @@ class World:
 
     async def ended(self, *, days_ago):
         """A task that ended then, with its output; the key of its attempt."""
-        at = NOW - days_ago * DAY
+        at = self.now = NOW - days_ago * DAY
         task_id = new_task_id(at, self.seams.rng, "0123456789")
         task = Task(
             id=task_id,
@@ -47,6 +49,7 @@ class World:
             ended_at=at,
         )
         await self.store._inner.commit([PutTask(task=task)])
+        self.now = NOW
         return self.output(task_id, at)
 
     def output(self, task_id, at):
@@ -71,6 +74,32 @@ async def test_what_is_old_goes_with_its_output(tmp_path):
     await world.retention.clean()
     assert world.left() == {new, "notes"}
     assert (await world.known(old), await world.known(new)) == (False, True)
+
+
+@pytest.mark.parametrize("years", [-56, -1 / 365, 1 / 365, 70])
+async def test_a_clock_that_is_set_costs_nobody_a_result(tmp_path, years):
+    world = World(tmp_path)
+    old, new = await world.ended(days_ago=2), await world.ended(days_ago=0.5)
+    stray = world.output(new_task_id(NOW, world.seams.rng, "0123456789"), NOW - DAY / 2)
+    world.off = years * 365 * DAY
+    await world.retention.clean()
+    assert (await world.known(old), await world.known(new)) == (False, True)
+    assert new in world.left()
+    world.now += 2.5 * DAY
+    await world.retention.clean()
+    assert world.left() == set()
+    assert (await world.known(new), stray in world.left()) == (False, False)
+
+
+async def test_output_that_no_task_tells_of_goes_by_its_own_age(tmp_path):
+    world = World(tmp_path)
+    ages = {0.5: True, 2: False, -0.5: True, -2: False}
+    keys = {
+        age: world.output(new_task_id(NOW + age, world.seams.rng, "0123456789"), NOW - age * DAY)
+        for age in ages
+    }
+    await world.retention.clean()
+    assert {age: key in world.left() for age, key in keys.items()} == ages
 
 
 async def test_output_above_the_limit_goes_oldest_first_and_its_task_stays(tmp_path):

@@ -46,7 +46,8 @@ from edgeorch.store.sqlite import SqliteStore
 from edgeorch.testing.stores import FailingStore, MemoryStore
 
 NOW = 1_800_000_000.0
-SEAMS = Seams(wall=lambda: NOW, boottime=lambda: 50.0, rng=random.Random(1), boot=7)
+UP = 50.0
+SEAMS = Seams(wall=lambda: NOW, boottime=lambda: UP, rng=random.Random(1), boot=7)
 IDS = [new_task_id(NOW + n, random.Random(n), "0123456789") for n in range(6)]
 
 
@@ -102,11 +103,38 @@ async def subjects(store, **which):
     return [one.subject for one in await store.audit(AuditFilter(**which))]
 
 
+class Clocks:
+    """Seams whose clocks can be set; a wall clock that jumps every time somebody looks must not matter."""
+
+    def __init__(self):
+        self.up, self.off = UP, 0.0
+        self.seams = Seams(
+            wall=lambda: NOW + self.off, boottime=lambda: self.up, rng=random.Random(1), boot=7
+        )
+
+
+@pytest.fixture
+def clocks():
+    return Clocks()
+
+
 @pytest.fixture(params=["memory", "sqlite"])
-async def store(request, tmp_path, nursery):
-    made = MemoryStore(SEAMS) if request.param == "memory" else SqliteStore(tmp_path / "e.db", SEAMS)
+async def store(request, tmp_path, nursery, clocks):
+    seams = clocks.seams
+    made = MemoryStore(seams) if request.param == "memory" else SqliteStore(tmp_path / "e.db", seams)
     await nursery.start(made.serve)
     return made
+
+
+async def reopened(store, folder, nursery, seams):
+    """The store as the next life of the node finds it."""
+    if isinstance(store, MemoryStore):
+        store._seams = seams
+        return store.reopened()
+    shutil.copytree(folder, folder / "copy")
+    again = SqliteStore(folder / "copy" / "e.db", seams)
+    await nursery.start(again.serve)
+    return again
 
 
 async def test_a_task_is_kept_whole_and_replaced(store):
@@ -213,22 +241,17 @@ async def test_within_one_boot_of_the_machine_keys_expire_by_its_clock(store):
     assert await store.key("ann", "other", NOW, Tick(7, 50)) is not None
     assert await store.key("ann", "other", days, Tick(7, 0)) is None
     assert await store.key("ann", "nameless", NOW, Tick(0, 50)) is None
-    await store.prune(NOW)
+    await store.prune(0.0)
     found = [await store.key("ann", name, 0.0, Tick(7, 0)) for name in ("same", "other", "over", "nameless")]
     assert [one is not None for one in found] == [True, True, False, False]
 
 
-async def test_a_mark_only_grows_and_counts_from_the_next_start_on(store, tmp_path, nursery):
+async def test_a_mark_only_grows_and_counts_from_the_next_start_on(store, tmp_path, nursery, clocks):
     assert store.marks == {}
     await store.commit([PutMark(name="n", number=5), PutMark(name="m", number=1)])
     await store.commit([PutMark(name="n", number=4)])
     assert store.marks == {}
-    if isinstance(store, MemoryStore):
-        again = store.reopened()
-    else:
-        shutil.copytree(tmp_path, tmp_path / "copy")
-        again = SqliteStore(tmp_path / "copy" / "e.db", SEAMS)
-        await nursery.start(again.serve)
+    again = await reopened(store, tmp_path, nursery, clocks.seams)
     assert again.marks == {"n": 5, "m": 1}
 
 
@@ -257,7 +280,7 @@ async def test_prune_drops_secrets_that_an_older_release_has_left_behind(store):
             *(PutSecrets(task_id=IDS[n], sealed=b"s") for n in range(3)),
         ]
     )
-    await store.prune(NOW)
+    await store.prune(0.0)
     assert [one.task_id for one in await store.sealed()] == [IDS[0]]
 
 
@@ -272,23 +295,30 @@ async def test_audit_is_newest_first_and_pages(store):
     assert (await store.audit(AuditFilter()))[0] == three
 
 
-async def test_audit_is_forgotten_by_age_and_size(store):
+async def test_audit_is_forgotten_by_age_and_size(store, clocks):
     kept = [audit(NOW + n, str(n)) for n in range(4)]
-    await store.commit(kept)
+    for record in kept:
+        await store.commit([record])
+        clocks.up += 1
+        clocks.off = random.Random(record.subject).uniform(-1e9, 1e9)
     size = len(msgspec.msgpack.encode(kept[0]))
-    await store.prune(NOW + 100)
+    await store.prune(0.0)
     assert await subjects(store) == ["3", "2", "1", "0"]
-    await store.prune_audit(NOW + 1, 1 << 30)
+    await store.prune_audit(3.5, 1 << 30)
     assert await subjects(store) == ["3", "2", "1"]
-    await store.prune_audit(0, 2 * size)
+    await store.prune_audit(100, 2 * size)
     assert await subjects(store) == ["3", "2"]
-    await store.prune_audit(0, size - 1)
+    await store.prune_audit(100, size - 1)
+    assert await subjects(store) == []
+    await store.commit(kept[:2])
+    await store.prune_audit(-1, 1 << 30)
     assert await subjects(store) == []
 
 
-async def test_runs_are_oldest_first_and_forgotten(store):
+async def test_runs_come_in_their_order_whatever_the_clock_said_and_are_forgotten(store):
     await store.commit_runs([PutRun(run=run(1, accepted=NOW + 1)), PutRun(run=run(0))])
-    assert await store.runs() == [run(0), run(1, accepted=NOW + 1)]
+    await store.commit_runs([PutRun(run=run(1, accepted=NOW + 1))])
+    assert await store.runs() == [run(1, accepted=NOW + 1), run(0)]
     assert await store.run(run(0).offer.key) == run(0)
     await store.commit_runs([DropRun(key=run(0).offer.key)])
     assert await store.run(run(0).offer.key) is None
@@ -296,7 +326,7 @@ async def test_runs_are_oldest_first_and_forgotten(store):
     assert store.store_id
 
 
-async def test_of_an_acknowledged_run_its_end_is_kept(store):
+async def test_of_an_acknowledged_run_its_end_is_kept(store, clocks):
     ended = msgspec.structs.replace(run(0), state=AttemptState.SUCCEEDED, ended_at=NOW + 5)
     await store.commit_runs([PutRun(run=run(0)), PutRun(run=run(1))])
     await store.commit_runs([EndRun(run=ended)])
@@ -304,7 +334,11 @@ async def test_of_an_acknowledged_run_its_end_is_kept(store):
     (kept,) = await store.ended_runs([IDS[0], IDS[1]])
     assert (kept.state, kept.ended_at, kept.handle, kept.offer.spec) == (ended.state, NOW + 5, None, b"")
     assert kept.offer.key == run(0).offer.key
-    await store.prune(NOW + 6)
+    clocks.up += 10
+    clocks.off = -1e9
+    await store.prune(11.0)
+    assert len(await store.ended_runs([IDS[0]])) == 1
+    await store.prune(9.0)
     assert await store.ended_runs([IDS[0]]) == []
 
 
@@ -315,28 +349,66 @@ async def test_one_transaction_spans_both_sides(store):
     assert await store.runs() == [run()]
 
 
-async def test_prune_forgets_what_is_old_and_keeps_what_is_open(store):
-    old, new = NOW - 100, NOW + 100
+async def test_prune_forgets_what_is_old_and_keeps_what_is_open(store, clocks):
+    def failed(number, parent=None):
+        return PutTask(task=task(number, state=TaskState.FAILED, ended=NOW, parent=parent))
+
     await store.commit(
         [
-            PutTask(task=task(0, state=TaskState.FAILED, ended=old)),
-            PutTask(task=task(1, state=TaskState.FAILED, ended=new)),
             PutTask(task=task(2)),
-            # A child stays while its parent does, so that the parent can still name it.
-            PutTask(task=task(3, state=TaskState.FAILED, ended=old, parent=IDS[1])),
-            PutTask(task=task(4, state=TaskState.FAILED, ended=old, parent=IDS[2])),
-            PutTask(task=task(5, state=TaskState.FAILED, ended=old - 1, parent=IDS[0])),
             *(PutEvent(event=event(n)) for n in range(6)),
             key("old", expires=NOW),
             key("new", expires=NOW + 1),
+            failed(5, parent=IDS[0]),
         ]
     )
-    assert await store.prune(NOW) == [IDS[5], IDS[0]]
+    clocks.up += 1
+    # A child stays while its parent does, so that the parent can still name it.
+    await store.commit([failed(0), failed(3, parent=IDS[1]), failed(4, parent=IDS[2])])
+    clocks.up += 100
+    await store.commit([failed(1)])
+    clocks.up += 50
+    # A late result changes the row of a task that has ended, not when it did.
+    await store.commit([failed(0)])
+    assert await store.prune(152.0) == []
+    assert await store.prune(100.0) == [IDS[5], IDS[0]]
     assert [one.id for one in await store.tasks(TaskFilter())] == [IDS[4], IDS[3], IDS[2], IDS[1]]
     assert [one.task for one in await store.events(None, 0, 10)] == [IDS[1], IDS[2], IDS[3], IDS[4]]
     assert await store.key("ann", "old", NOW - 1) is None
     assert await store.key("ann", "new", NOW) is not None
-    assert await store.prune(NOW) == []
+    assert await store.prune(100.0) == []
+
+
+@pytest.mark.parametrize("years", [-56, 0, 70])
+async def test_no_wall_clock_makes_a_store_forget_early_or_never(store, tmp_path, nursery, clocks, years):
+    day = 86_400.0
+    ended = [PutTask(task=task(n, state=TaskState.FAILED, ended=NOW)) for n in range(2)]
+    await store.commit([ended[0]])
+    clocks.up += day
+    clocks.off = years * 365 * day
+    assert await store.prune(2 * day) == []
+    await store.commit([ended[1]])
+    store = await reopened(store, tmp_path, nursery, clocks.seams)
+    clocks.off = 0.0
+    clocks.up += 0.9 * day
+    assert await store.prune(2 * day) == []
+    assert await store.fresh([f"{one}.1" for one in IDS[:3]], 2 * day) == {f"{IDS[0]}.1", f"{IDS[1]}.1"}
+    clocks.up += 0.2 * day
+    assert await store.fresh([f"{one}.1" for one in IDS[:3]], 2 * day) == {f"{IDS[1]}.1"}
+    assert await store.prune(2 * day) == [IDS[0]]
+
+
+async def test_attempts_are_fresh_while_anything_tells_of_them(store):
+    await store.commit([PutTask(task=task(0)), PutTask(task=task(1, state=TaskState.FAILED, ended=NOW))])
+    await store.commit_runs([PutRun(run=run(2)), EndRun(run=run(3, attempt=2))])
+    keys = [f"{one}.{number}" for one in IDS for number in (1, 2)]
+    everyone = {f"{IDS[0]}.1", f"{IDS[0]}.2", f"{IDS[1]}.1", f"{IDS[1]}.2", f"{IDS[2]}.1", f"{IDS[3]}.2"}
+    assert await store.fresh(keys, 1.0) == everyone
+    assert await store.fresh([*keys, "x", "x.y", ""] * 90, -1.0) == {
+        f"{IDS[0]}.1",
+        f"{IDS[0]}.2",
+        f"{IDS[2]}.1",
+    }
 
 
 async def test_what_cannot_be_stored_fails_alone_and_leaves_nothing(store):
@@ -364,11 +436,11 @@ async def test_a_failing_store_keeps_nothing_of_a_failed_commit(store):
     assert [one.id for one in await failing.open_tasks()] == [IDS[0]]
     failing.failing = True
     with pytest.raises(StorageError):
-        await failing.prune(NOW)
+        await failing.prune(0.0)
     with pytest.raises(StorageError):
-        await failing.prune_audit(NOW, 1)
+        await failing.prune_audit(0.0, 1)
     failing.failing = False
-    assert await failing.prune(NOW) == []
+    assert await failing.prune(0.0) == []
     assert (failing.store_id, failing.boot, failing.commits) == (store.store_id, store.boot, 6)
 
 
@@ -423,7 +495,8 @@ FILTERS = st.builds(
     limit=st.integers(0, 4),
 )
 STEPS = st.lists(
-    st.tuples(st.lists(CHANGES, max_size=4), st.lists(RUN_CHANGES, max_size=2)) | TIMES,
+    st.tuples(st.lists(CHANGES, max_size=4), st.lists(RUN_CHANGES, max_size=2))
+    | st.sampled_from([-1.0, 0.0]),
     min_size=1,
     max_size=8,
 )
@@ -436,6 +509,7 @@ async def everything(store, which):
     found += [await store.key("ann", name, NOW) for name in "kl"]
     found += [await store.secrets(IDS[0]), await store.sealed()]
     found += [await store.ended_runs(IDS[:2]), await store.ended_runs([])]
+    found += [await store.fresh([f"{one}.{number}" for one in IDS for number in (1, 2)], 0.0)]
     return [*found, await store.audit(AuditFilter()), await store.runs(), await store.run(f"{IDS[0]}.1")]
 
 

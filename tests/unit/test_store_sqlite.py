@@ -61,8 +61,8 @@ def run():
 
 
 @asynccontextmanager
-async def opened(path):
-    store = SqliteStore(path, Seams(wall=lambda: NOW))
+async def opened(path, now=NOW):
+    store = SqliteStore(path, Seams(wall=lambda: now))
     async with trio.open_nursery() as nursery:
         await nursery.start(store.serve)
         yield store
@@ -280,9 +280,42 @@ async def test_a_database_of_the_first_release_is_taken_over_and_given_back(tmp_
         assert await store.secrets(task().id) == b"s"
         assert await store.name_audit("0123456789") == 2
         assert [one.at for one in await store.audit(AuditFilter())] == [2.0, 1.0, 1.0]
-        await store.prune_audit(1.5, 1 << 20)
-        assert await store.audit(AuditFilter()) == [record]
-    assert first_release() == 2
+        await store.prune_audit(NOW - 1.5, 1 << 20)
+        assert [one.at for one in await store.audit(AuditFilter())] == [2.0, 1.0], "in the order they came"
+    assert first_release() == 3
+
+
+async def test_ends_of_an_older_release_that_its_clock_had_wrong_are_neither_early_nor_for_ever(tmp_path):
+    path, day = tmp_path / "e.db", 86_400.0
+    tasks = [(0, NOW - 3 * day), (1, NOW), (2, NOW + 70 * 365 * day)]
+
+    def older_release(row, at):
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE tasks SET ended_at = ? WHERE id = ?", (at, task(row).id))
+            connection.execute("DELETE FROM meta WHERE name = 'clock'")
+
+    async with opened(path) as store:
+        for number, at in tasks:
+            ended = msgspec.structs.replace(task(number), state=TaskState.FAILED, ended_at=at)
+            await store.commit([PutTask(task=ended)])
+    for number, at in tasks:
+        older_release(number, at)
+    async with opened(path) as store:
+        assert await store.prune(2 * day) == [task(0).id]
+        assert await store.prune(day) == []
+        assert await store.prune(-1) == [task(1).id, task(2).id]
+
+
+async def test_an_upgrade_with_a_clock_in_the_far_future_forgets_nothing_at_once(tmp_path):
+    path, day = tmp_path / "e.db", 86_400.0
+    async with opened(path) as store:
+        ended = msgspec.structs.replace(task(), state=TaskState.FAILED, ended_at=NOW)
+        await store.commit([PutTask(task=ended)])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = 'damaged' WHERE name = 'clock'")
+    async with opened(path, NOW + 70 * 365 * day) as store:
+        assert await store.prune(1.1 * day) == []
+        assert await store.prune(0.9 * day) == [task().id]
 
 
 def like(step, **changes):
