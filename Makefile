@@ -88,7 +88,7 @@ bench-peers: $(DEVELOPED) $(PEERS)/.installed ## The same work on Celery (needs 
 soak: $(DEVELOPED) ## A node at 80 % of its capacity for MINUTES=10: does anything grow, do answers stay as quick?
 	@$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),10) $(ARGS)
 
-profile: $(DEVELOPED) ## Where a task's time goes, step by step, from the histograms of a real node under load
+profile: $(DEVELOPED) ## Where a task's time goes: steps of a real node under load, whose CPU, whose code; ARGS=--write
 	@$(BIN)/python benchmarks/steps.py $(ARGS)
 
 guard: $(DEVELOPED) ## Instructions of the hot paths against the committed baseline; needs valgrind

@@ -40,6 +40,7 @@ class Node:
         self.folder = fleet.folder / name
         self.process = None
         self.environment = {}
+        self.program = (sys.executable, "-m", "edgeorch")
         fleet.authority.issue(name, [host]).write(self.folder)
         (self.folder / "tokens.toml").write_bytes(fleet.tokens)
 
@@ -65,7 +66,7 @@ class Node:
             told.settimeout(PATIENCE_S)
             begun = time.perf_counter()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edgeorch", "node", "--config", config],
+                [*self.program, "node", "--config", config],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -188,8 +189,16 @@ def cpu_s(pid):
 
 def precise_cpu_s(pid):
     """CPU seconds of the threads that a process has now, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+    return sum(threads_cpu_s(pid).values())
+
+
+def threads_cpu_s(pid):
+    """The same by the threads' names."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        found[name] = found.get(name, 0.0) + int((task / "schedstat").read_text().split()[0]) / 1e9
+    return found
 
 
 def _free_port(hosts):

@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,25 @@ PARTS = """## Beside what it is built on
 `make bench ARGS=--write` on {date}: {machine}.
 
 {table}
+"""
+PROFILE = """## Where the time goes
+
+`make profile ARGS=--write` on {date}: {machine}.
+
+CPU milliseconds a task (`/bin/true`). On {cpus} CPUs all that is spent for a task bounds how many there can
+be in a second; what the clients take comes on top. `xargs` spends {child:.2f} ms for a child:
+0.60 of its rate would leave {at_60:.2f} ms for everything else, 0.90 of it {at_90:.2f} ms.
+
+{cpu}
+
+Milliseconds of each step a task, from the histograms at `/metrics`; they overlap.
+
+{steps}
+
+Whose code the loop is in, in parts of its time, under cProfile: it makes calls dearer, so what consists of
+many short functions looks larger than it is.
+
+{layers}
 """
 PEERS = """## Beside other systems
 
@@ -80,6 +100,8 @@ def page(results: dict[str, Any]) -> str:
     pieces = [START]
     if own := results.get("parts"):
         pieces.append(PARTS.format_map(own | {"table": table(own["rows"])}))
+    if profile := results.get("profile"):
+        pieces.append(PROFILE.format_map(profile | _profile_tables(profile)))
     if peers := results.get("peers"):
         shown = {
             "table": table(peers["rows"]),
@@ -101,6 +123,45 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row.what} | {figure(row.ours)} {row.unit} | {row.against}: {figure(row.other)} {row.unit} "
             f"| {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}) | {row.goal or 'none'} | {verdict} |"
         )
+    return "\n".join(lines)
+
+
+def _profile_tables(profile: dict[str, Any]) -> dict[str, Any]:
+    loads, child = profile["loads"], profile["child_ms"]
+    spent = [
+        sum(load["cpu"].values()) + (child if load["cpu"]["its runner"] > 0.05 else 0.0) for load in loads
+    ]
+    cpu = [(who, [load["cpu"][who] for load in loads]) for who in loads[0]["cpu"]]
+    cpu += [
+        ("all of it, with the child", spent),
+        ("so at most, /s", [profile["cpus"] * 1e3 / ms for ms in spent]),
+        ("were, /s", [load["rate"] for load in loads]),
+    ]
+    steps = [
+        (text, [load["steps"].get(name) or None for load in loads]) for name, text in profile["steps"].items()
+    ]
+    seen = [load for load in loads if load["layers"]]
+    layers = [
+        (layer, [load["layers"][layer] * 100 for load in seen])
+        for layer in sorted(seen[0]["layers"], key=lambda name: -seen[0]["layers"][name])
+    ]
+    return {
+        "child": child,
+        "at_60": child / 0.6 - child,
+        "at_90": child / 0.9 - child,
+        "cpu": _columns(loads, cpu),
+        "steps": _columns(loads, steps),
+        "layers": _columns(seen, layers, " %"),
+    }
+
+
+def _columns(
+    loads: list[dict[str, Any]], rows: Sequence[tuple[str, Sequence[float | None]]], unit: str = ""
+) -> str:
+    lines = ["| | " + " | ".join(load["what"] for load in loads) + " |", "| --- |" + " ---: |" * len(loads)]
+    for what, values in rows:
+        shown = ("" if value is None else f"{figure(value)}{unit}" for value in values)
+        lines.append(f"| {what} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 

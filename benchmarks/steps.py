@@ -1,27 +1,37 @@
 """Where a task's time goes: a real node under load, and what its histograms at ``/metrics`` say.
 
-``python benchmarks/steps.py [--tasks 300] [--clients 8]`` hands in tasks (``/bin/true``) one by one, then
-from several clients, then one by one for another node, and prints for each step how often it was taken, its
-mean, what all of them together come to for a task, and the bounds of its median and of its 99th part in a
-hundred; and below what CPU time a task takes, which hardly depends on what else the machine does. Steps
-overlap: a task is run while it is waited for, and what is placed has been ranked and committed.
+``python benchmarks/steps.py [--tasks 300] [--clients 64] [--write]`` hands in tasks (``/bin/true``) that only
+wait, then some that are run: one by one, from several clients, in batches of 100, and one by one for another
+node. For each load it prints how often each step was taken, its mean, what all of them together come to for a
+task, and the bounds of its median and of its 99th part in a hundred; whose CPU time a task takes, which
+depends less on what else the machine does; and whose code the node's loop is in meanwhile. Steps overlap: a
+task is run while it is waited for, and what is placed has been ranked and committed.
 """
 
 import argparse
 import contextlib
 import json
+import os
+import resource
+import subprocess
 import tempfile
 from pathlib import Path
 
+import _layers
 from _load import rate, request
-from _nodes import Fleet, cpu_s
+from _nodes import Fleet, threads_cpu_s
+from _page import section, write
 from prometheus_client.parser import text_string_to_metric_families
 
 TASK = {"name": "profile", "service": [{"driver": "native", "argv": ["/bin/true"]}]}
+WAITING = TASK | {"placement": {"constraints": ["labels.none == here"]}}
+THERE = TASK | {"placement": {"node": "other"}}
+BATCH = 100
+CHILDREN = 500
 STEPS = {
-    "rest_request": "request to answer (waits for the end here)",
+    "rest_request": "request to answer",
     "rest_accept": "accept: who asks for what, and the body",
-    "rest_decode": "decode: the body into a task",
+    "rest_decode": "decode: the body into tasks",
     "dispatch_rank": "rank: choose a node",
     "store_commit": "commit: changes on disk",
     "dispatch_placed": "accepted to taken by a node",
@@ -30,6 +40,7 @@ STEPS = {
     "executor_run": "run: start to end of the service",
     "executor_report": "report: result on the origin's disk",
 }
+WHO = ("the node's loop", "its store's thread", "its runner")
 
 
 def histograms(text):
@@ -69,9 +80,9 @@ def bound(buckets, count, share):
     return next((end for end, number in buckets if number >= count * share), float("inf"))
 
 
-def show(title, found, tasks):
+def show(load, found, tasks):
     """One table."""
-    print(f"\n{title}")
+    print(f"\n{load['what']}: {load['rate']:.0f} tasks/s")
     print(f"{'step':<46}{'count':>7}{'mean':>11}{'a task':>11}{'p50 below':>11}{'p99 below':>11}")
     for name, text in STEPS.items():
         count, total, buckets = found.get(name, (0.0, 0.0, []))
@@ -79,6 +90,10 @@ def show(title, found, tasks):
             ends = [bound(buckets, count, share) * 1e3 for share in (0.5, 0.99)]
             means = f"{total / count * 1e3:>8.3f} ms{total / tasks * 1e3:>8.3f} ms"
             print(f"{text:<46}{count:>7.0f}{means}{ends[0]:>8g} ms{ends[1]:>8g} ms")
+    print("CPU time a task:", ", ".join(f"{who} {ms:.2f} ms" for who, ms in load["cpu"].items()))
+    if load["layers"]:
+        shares = sorted(load["layers"].items(), key=lambda item: -item[1])
+        print("of the loop's:", ", ".join(f"{layer} {share:.0%}" for layer, share in shares))
 
 
 def look(fleet):
@@ -96,38 +111,67 @@ def look(fleet):
 
 
 def used(fleet):
-    """CPU seconds of its nodes and of their runners."""
-    nodes = sum(cpu_s(node.process.pid) for node in fleet.nodes)
-    return {"nodes": nodes, "runners": sum(cpu_s(node.runner()) for node in fleet.nodes)}
+    """CPU seconds of its nodes' threads and of their runners."""
+    found = dict.fromkeys(WHO, 0.0)
+    for node in fleet.nodes:
+        threads = threads_cpu_s(node.process.pid)
+        found[WHO[1]] += threads.pop("edgeorch-store", 0.0)
+        found[WHO[0]] += sum(threads.values())
+        found[WHO[2]] += sum(threads_cpu_s(node.runner()).values())
+    return found
 
 
-def measure(fleet, task, clients, tasks):
-    """One load on the first node."""
-    headers = {"Authorization": f"Bearer {fleet.token}", "Prefer": "wait=30"}
-    what = request("POST", "/api/v1/tasks", json.dumps(task).encode(), **headers)
-    address = fleet.nodes[0].address
-    rate(address, what, 20, 1)  # warms up
-    steps, cpu = look(fleet), used(fleet)
-    a_second = rate(address, what, tasks, clients)
-    costs = [f"{name} {(end - cpu[name]) / tasks * 1e3:.2f} ms" for name, end in used(fleet).items()]
-    where = "on another node, " if len(fleet.nodes) > 1 else ""
-    title = f"{where}{clients} client{'s' * (clients > 1)}: {a_second:.0f} tasks/s"
-    show(title, between(steps, look(fleet)), tasks)
-    print(f"CPU time a task: {', '.join(costs)}")
+def measure(what, body, clients, tasks, *, nodes=("alone",), wait="wait=30", layers=False):
+    """One load on the first node of a fleet of its own."""
+    each = len(body) if isinstance(body, list) else 1
+    calls = max(tasks // each, clients)
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeorch-profile-") as folder,
+        Fleet(Path(folder), *nodes) as fleet,
+    ):
+        fleet.start()
+        headers = {"Authorization": f"Bearer {fleet.token}"} | ({"Prefer": wait} if wait else {})
+        asked = request("POST", "/api/v1/tasks", json.dumps(body).encode(), **headers)
+        rate(fleet.nodes[0].address, asked, max(20 // each, clients), clients)  # warms up
+        before, cpu = look(fleet), used(fleet)
+        a_second = rate(fleet.nodes[0].address, asked, calls, clients) * each
+        spent = {who: (end - cpu[who]) / calls / each * 1e3 for who, end in used(fleet).items()}
+        steps = between(before, look(fleet))
+    load = {
+        "what": what,
+        "rate": a_second,
+        "cpu": spent,
+        "steps": {name: total / calls / each * 1e3 for name, (_, total, _) in steps.items()},
+        "layers": _layers.shares(body, clients, calls) if layers else {},
+    }
+    show(load, steps, calls * each)
+    return load
+
+
+def child_ms():
+    """CPU milliseconds of starting and waiting for one child, as ``xargs`` does it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(["xargs", "-P2", "-I{}", "/bin/true"], input=b"x\n" * CHILDREN, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / CHILDREN * 1e3
 
 
 def main(options):
     """Each load."""
-    there = TASK | {"placement": {"node": "other"}}
-    loads = [(["alone"], TASK, [1, options.clients]), (["first", "other"], there, [1])]
-    for names, task, crowds in loads:
-        with (
-            tempfile.TemporaryDirectory(prefix="edgeorch-profile-") as folder,
-            Fleet(Path(folder), *names) as fleet,
-        ):
-            fleet.start()
-            for clients in crowds:
-                measure(fleet, task, clients, options.tasks)
+    crowd = f"single POSTs, {options.clients} clients"
+    count = options.tasks
+    loads = [
+        measure("durable 202 alone, one at a time", WAITING, 1, count, wait=""),
+        measure("until finished, one at a time", TASK, 1, count, layers=True),
+        measure(crowd, TASK, options.clients, count, layers=True),
+        measure(f"batches of {BATCH}", [TASK] * BATCH, 2, count, layers=True),
+        measure("on another node, one at a time", THERE, 1, count, nodes=("first", "other")),
+    ]
+    child = child_ms()
+    print(f"\nCPU time of a child that xargs starts: {child:.2f} ms")
+    if options.write:
+        profile = {"loads": loads, "child_ms": child, "cpus": os.cpu_count(), "steps": STEPS}
+        write("profile", section([], **profile))
 
 
 if __name__ == "__main__":
@@ -135,5 +179,6 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tasks", type=int, default=300, help="of each load (default 300)")
-    parser.add_argument("--clients", type=int, default=8, help="of the second load (default 8)")
+    parser.add_argument("--clients", type=int, default=64, help="of the third load (default 64)")
+    parser.add_argument("--write", action="store_true", help="write README.md and results.json")
     main(parser.parse_args())

@@ -44,3 +44,25 @@ def test_each_harness_keeps_the_others_part(page, tmp_path, monkeypatch):
     assert "stock" not in text
     assert "celery 5.7.0" in text
     assert "Left out: Ray, no wheel." in text
+
+
+def test_a_profile_says_what_bounds_the_rate(page):
+    cpu = {"the node's loop": 1.0, "its store's thread": 0.25, "its runner": 0.0}
+    layers = {"Trio": 0.75, "logs": 0.25}
+    loads = [
+        {"what": "202", "rate": 900.0, "cpu": cpu, "steps": {"commit": 0.5, "run": 0.0}, "layers": {}},
+        {
+            "what": "all",
+            "rate": 700.0,
+            "cpu": cpu | {"its runner": 0.5},
+            "steps": {"commit": 1.0, "run": 0.6},
+            "layers": layers,
+        },
+    ]
+    steps = {"commit": "commit: changes on disk", "run": "run: start to end"}
+    text = page.page({"profile": page.section([], loads=loads, child_ms=0.75, cpus=2, steps=steps)})
+    assert "`xargs` spends 0.75 ms for a child:\n0.60 of its rate would leave 0.50 ms" in text
+    assert "| all of it, with the child | 1.25 | 2.5 |" in text
+    assert "| so at most, /s | 1,600 | 800 |" in text
+    assert "| run: start to end |  | 0.6 |" in text
+    assert "| Trio | 75 % |" in text
