@@ -47,6 +47,17 @@ many short functions looks larger than it is.
 
 {layers}
 """
+SOAK = """## {minutes:g} minutes at {share:.0%} of what it can do
+
+`make soak ARGS=--write` on {date}: {machine}.
+
+{tasks:,} tasks (`/bin/true`) came at random moments, {offered_per_s:.0f} a second; 64 clients had got
+{capacity_per_s:.0f} out of the same node before. Each counts from when it was due.
+
+| | first third | last third | ratio | |
+| --- | ---: | ---: | ---: | --- |
+{table}
+"""
 PEERS = """## Beside other systems
 
 `make bench-peers ARGS=--write` on {date}: {versions} on {machine}.
@@ -102,6 +113,9 @@ def page(results: dict[str, Any]) -> str:
         pieces.append(PARTS.format_map(own | {"table": table(own["rows"])}))
     if profile := results.get("profile"):
         pieces.append(PROFILE.format_map(profile | _profile_tables(profile)))
+    if soak := results.get("soak"):
+        share = soak["offered_per_s"] / soak["capacity_per_s"]
+        pieces.append(SOAK.format_map(soak | {"share": share, "table": _thirds(soak["thirds"])}))
     if peers := results.get("peers"):
         shown = {
             "table": table(peers["rows"]),
@@ -124,6 +138,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}) | {row.goal or 'none'} | {verdict} |"
         )
     return "\n".join(lines)
+
+
+def _thirds(rows: Sequence[tuple[str, float, float, bool]]) -> str:
+    return "\n".join(
+        f"| {what} | {figure(first)} | {figure(last)} | {last / first:.2f} | {'flat' if good else '**grows**'} |"
+        for what, first, last, good in rows
+    )
 
 
 def _profile_tables(profile: dict[str, Any]) -> dict[str, Any]:

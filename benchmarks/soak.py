@@ -1,7 +1,7 @@
 """A node at 80 % of what it can do, for minutes: does anything grow, and do answers stay as quick?
 
-``python benchmarks/soak.py [--minutes 10] [--share 0.8] [--json]``: the capacity is measured first, in the
-same run (tasks that run ``/bin/true``, from 64 clients as fast as they are answered). Then tasks come at a
+``python benchmarks/soak.py [--minutes 10] [--share 0.8] [--json] [--write]``: the capacity is measured first,
+in the same run (tasks that run ``/bin/true``, from 64 clients as fast as they are answered). Then tasks come at a
 share of that rate whether or not earlier ones are finished, and their times count from when they were due.
 The last third of the run is held against the first one.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from _load import offered, rate, request
 from _nodes import Fleet, resident_mb
+from _page import section, write
 
 TASK = {"name": "soak", "service": [{"driver": "native", "argv": ["/bin/true"]}]}
 CLIENTS = 64
@@ -149,6 +150,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=10.0, help="of load (default 10)")
     parser.add_argument("--share", type=float, default=0.8, help="of the capacity (default 0.8)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    parser.add_argument("--write", action="store_true", help="write README.md and results.json")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidy up then, too
     figures, rows = run(given.minutes, given.share)
@@ -157,6 +159,8 @@ def main():
         print(json.dumps({**figures, "rows": [dict(zip(names, row, strict=True)) for row in rows]}))
     else:
         report(figures, rows)
+    if given.write:
+        write("soak", section([], **figures, thirds=rows))
     return int(not all(good for *_, good in rows))
 
 
