@@ -142,8 +142,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _thirds(rows: Sequence[tuple[str, float, float, bool]]) -> str:
     return "\n".join(
-        f"| {what} | {figure(first)} | {figure(last)} | {last / first:.2f} | {'flat' if good else '**grows**'} |"
+        f"| {what} | {figure(first)} | {figure(last)} | {last / first:.2f} | {verdict} |"
         for what, first, last, good in rows
+        for verdict in ["flat" if good else "**grows**"]
     )
 
 

@@ -1,9 +1,9 @@
 """A node at 80 % of what it can do, for minutes: does anything grow, and do answers stay as quick?
 
 ``python benchmarks/soak.py [--minutes 10] [--share 0.8] [--json] [--write]``: the capacity is measured first,
-in the same run (tasks that run ``/bin/true``, from 64 clients as fast as they are answered). Then tasks come at a
-share of that rate whether or not earlier ones are finished, and their times count from when they were due.
-The last third of the run is held against the first one.
+in the same run (tasks that run ``/bin/true``, from 64 clients as fast as they are answered). Then tasks come
+at a share of that rate whether or not earlier ones are finished, and their times count from when they were
+due. The last third of the run is held against the first one.
 """
 
 import argparse
