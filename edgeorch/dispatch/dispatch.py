@@ -165,7 +165,8 @@ class Dispatch:
         task = entry.saved if entry else await self.store.task(task_id)
         if task is None:
             raise InvalidRequestError(f"no task {task_id!r} at this node")
-        return await self.reader.until(task, seconds, _placed)
+        with self.placer.waiting_for(task_id):
+            return await self.reader.until(task, seconds, _placed)
 
     async def tasks(self, which: TaskFilter, caller: Caller, *, local: bool) -> TaskPage:
         """Tasks of the fleet or of this node."""

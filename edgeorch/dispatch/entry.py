@@ -57,6 +57,7 @@ class Entry:
         refused: by node id, since the last attempt that counted.
         passed_over: how often it was refused when its turn came; see ``queue``.
         unsaved: changes that the disk did not take; they go with the next commit.
+        put_off: changes that may wait a moment: they go with the next commit, or with those of many others.
         children: states of the children of a parent.
         sequences: attempt number to the newest report's number.
         began: when it came into memory, on the clock of ``timing``.
@@ -74,6 +75,7 @@ class Entry:
     refused: Mapping[str, Refused] = field(default_factory=_none)
     passed_over: int = 0
     unsaved: Sequence[TaskChange] = ()
+    put_off: Sequence[TaskChange] = ()
     children: Mapping[str, bool] = field(default_factory=_none)
     sequences: Mapping[int, int] = field(default_factory=_none)
     revision: int = 0

@@ -266,14 +266,21 @@ class Ledger:
         if late:
             self.notifier.wake()
 
+    def put_off(self, entry: Entry, changes: Sequence[TaskChange]) -> None:
+        """Let the next commit of the task take these; whoever calls this sees to it that one comes."""
+        later = [one for one in changes if not isinstance(one, PutTask)]
+        entry.put_off = [*entry.put_off, *later]
+
     def _todo(self, entry: Entry, changes: Sequence[TaskChange]) -> Sequence[TaskChange]:
-        """The changes, with what the disk has refused before."""
-        if not entry.unsaved:
+        """The changes, with what the disk has refused before, and what was put off."""
+        if not entry.unsaved and not entry.put_off:
             return changes
-        # The row as it is now, not as it was when the disk refused it.
-        todo = [PutTask(task=entry.task), *entry.unsaved, *changes]
-        entry.unsaved = ()
-        return todo
+        earlier = [*entry.unsaved, *entry.put_off]
+        entry.unsaved = entry.put_off = ()
+        if not any(isinstance(one, PutTask) and one.task is entry.task for one in changes):
+            # The row as it is now, not as it was when the disk refused it.
+            earlier.insert(0, PutTask(task=entry.task))
+        return [*earlier, *changes]
 
     def _not_saved(self, entry: Entry, todo: Sequence[TaskChange]) -> None:
         refused = [one for one in todo if not isinstance(one, PutTask)]

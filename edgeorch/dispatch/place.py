@@ -5,7 +5,9 @@ plan of the same moment sees it.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -36,6 +38,8 @@ OFFER_S = 5.0
 LASTING = ("policy", "driver", "unsupported", "constraint")
 DISK_PAUSE_S = 5.0
 """A node whose disk refuses is asked again after this: each refusal brings a sample, which shows no disk."""
+MOMENT_S = 0.1
+"""That another node has taken a task is written down after this, unless more is known of the task by then."""
 TOGETHER = 64
 """Plans of one transaction at most: so much is thought about before anybody else has a turn."""
 LOOK_AGAIN_S = 2.0
@@ -95,6 +99,10 @@ class Placer:
         self.seams = seams
         self._nursery = nursery
         self._work = trio.Event()
+        self._taken: list[Entry] = []
+        self._some_taken = trio.Event()
+        self.awaited: Counter[str] = Counter()
+        """Ids of tasks whose placement somebody waits for."""
         self.unclear: trio.Event = trio.Event()
         """Set when an offer's outcome is unknown; reconcile asks the node."""
         self.offered = Histogram()
@@ -116,6 +124,17 @@ class Placer:
         """Something has changed that may help what waits."""
         if len(self.ledger.queue):
             self._work.set()
+
+    @contextmanager
+    def waiting_for(self, task_id: str) -> Iterator[None]:
+        """Around waiting for the placement of a task: it is written down at once."""
+        self.awaited[task_id] += 1
+        try:
+            yield
+        finally:
+            self.awaited[task_id] -= 1
+            if not self.awaited[task_id]:
+                del self.awaited[task_id]
 
     def plan(self, entry: Entry) -> Plan:
         """Choose a node and reserve it, or say why the task waits; commit the plan, then ``carry_out``."""
@@ -171,6 +190,7 @@ class Placer:
         """Try the waiting tasks whenever a slot is freed, a node changes, or a task comes."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._heed_nodes)
+            nursery.start_soon(self._write_taken)
             task_status.started()
             while True:
                 self._work = trio.Event()
@@ -331,7 +351,10 @@ class Placer:
             entry.refused, entry.passed_over = NONE, 0
             self._say_placed(entry)
             changes, effects = self.ledger.move_attempt(entry, offer.number, AttemptState.PREPARING)
-            await self._settle(entry, changes, effects)
+            if entry.task.id in self.awaited:
+                await self._settle(entry, changes, effects)
+            else:
+                self._settle_later(entry, changes)
         elif answer is not None or refusal:
             if answer is not None:
                 refusal, lasting = answer.reason, answer.cause in LASTING
@@ -397,6 +420,27 @@ class Placer:
             await self.ledger.commit(entry, changes, effects)
         except StorageError as error:
             log.warning("cannot record a placement", task=entry.task.id, reason=str(error))
+
+    def _settle_later(self, entry: Entry, changes: Sequence[TaskChange]) -> None:
+        """Write soon that a node has taken the task. After a crash before that, reconcile asks the node."""
+        if changes:
+            self.ledger.put_off(entry, changes)
+            self._taken.append(entry)
+            self._some_taken.set()
+
+    async def _write_taken(self) -> NoReturn:
+        """Most tasks have gone on within the moment, and the disk knows already."""
+        while True:
+            await self._some_taken.wait()
+            await trio.sleep(MOMENT_S)
+            self._some_taken = trio.Event()
+            taken, self._taken = self._taken, []
+            parts: list[tuple[Entry, Sequence[TaskChange]]] = [(one, ()) for one in taken if one.put_off]
+            try:
+                if parts:
+                    await self.ledger.commit_all(parts, ())
+            except StorageError as error:
+                log.warning("cannot record placements yet", count=len(parts), reason=str(error))
 
 
 def _make_alone(plan: Plan) -> None:

@@ -11,6 +11,7 @@ from edgeorch.config import Executor as Settings
 from edgeorch.errors import StorageError
 from edgeorch.executor.admission import Refusal, Rules, decide, tightened
 from edgeorch.executor.driver import Driver
+from edgeorch.executor.ends import Ends
 from edgeorch.executor.life import Life, Origins, state_of
 from edgeorch.executor.slots import Load, Reservation, Slots
 from edgeorch.model import (
@@ -129,6 +130,7 @@ class Executor:
         self.store = store
         self.origins = origins
         self.seams = seams
+        self.ends = Ends(store, lambda seconds: seconds * seams.rng.uniform(0.5, 1.0))
         self._rules = rules
         self._lives: dict[str, Life] = {}
         self._admitting: dict[str, _Admitting] = {}
@@ -145,6 +147,7 @@ class Executor:
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            await nursery.start(self.ends.run)
             await self._recover(nursery)
             nursery.start_soon(self._renew_leases)
             task_status.started()
@@ -195,10 +198,15 @@ class Executor:
 
     def launch(self, admission: Admission) -> None:
         """Start an admitted attempt, whose run is on disk now. Its slot goes to the attempt's task."""
+        self._running().start_soon(self._one_attempt, self._live(admission), admission.reservation, None)
+
+    def _live(self, admission: Admission) -> Life:
+        """The life of an admitted attempt, which is known from now on; its task is up to the caller."""
         life = Life(self, admission.run, admission.spec, admission.service, secrets=admission.secrets)
-        self._start(life, admission.reservation, None)
+        self._lives[life.key] = life
         admission.launched = True
         self.accepted += 1
+        return life
 
     async def accept(self, offer: Offer, secrets: Mapping[str, Secret]) -> Offered:
         """Answer another node's offer; accepted means that the attempt is on disk and will be started."""
@@ -214,21 +222,25 @@ class Executor:
                 )
             admitting = self._admitting[offer.key] = _Admitting()
             # The origin may go away while the run is written; what is on the disk must still be started.
-            self._running().start_soon(self._write_down, admission, admitting)
+            self._running().start_soon(self._take, admission, admitting)
         await admitting.done.wait()
         return admitting.answer
 
-    async def _write_down(self, admission: Admission, admitting: "_Admitting") -> None:
+    async def _take(self, admission: Admission, admitting: "_Admitting") -> None:
+        """Write the run down, let the origin know, and go on as the task of the attempt."""
+        life = None
         try:
             with admission:
                 await self.store.commit_runs([PutRun(run=admission.run)])
-                self.launch(admission)
+                life = self._live(admission)
         except StorageError as error:
             sample = self.me.sample()
             admitting.answer = Offered(accepted=False, cause="storage", reason=str(error), sample=sample)
         finally:
             del self._admitting[admission.run.offer.key]
             admitting.done.set()
+        if life is not None:
+            await self._one_attempt(life, admission.reservation, None)
 
     def stop(self, key: str, cause: str) -> bool:
         """Begin to end an attempt; False where it is not here."""
@@ -269,10 +281,6 @@ class Executor:
             "report_seconds": self.reported,
         }
 
-    def _start(self, life: Life, reservation: Reservation, handle: Handle | None) -> None:
-        self._lives[life.run.offer.key] = life
-        self._running().start_soon(self._one_attempt, life, reservation, handle)
-
     def _running(self) -> trio.Nursery:
         if self._nursery is None:
             raise AssertionError("the executor takes offers only while it runs")
@@ -306,7 +314,8 @@ class Executor:
             if not needs_slot:
                 reservation.release()
             log.info("taking up an attempt", key=run.offer.key, state=str(run.state), found=found is not None)
-            self._start(life, reservation, handle)
+            self._lives[life.key] = life
+            nursery.start_soon(self._one_attempt, life, reservation, handle)
         for key, handle in known.items():
             log.warning("ending a service that no attempt speaks of", key=key, driver=handle.driver)
             nursery.start_soon(self._end_stray, handle)

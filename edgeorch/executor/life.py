@@ -121,7 +121,8 @@ class Life:
         if run.started_at is not None:
             self._timer_from -= executor.seams.age(run.started_at, run.started_tick)
         self._tails: tuple[bytes, bytes] = (b"", b"")
-        self._undelivered = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        """Of another node's attempt, while it runs."""
         self._untold = False
         """Whether the service runs and nobody was told yet."""
         self.ended = trio.Event()
@@ -173,15 +174,17 @@ class Life:
         if self.run.state.terminal:
             return
         if self.remote:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._report_while_running)
+            async with trio.open_nursery() as self._nursery:
                 await self._execute(handle, freed)
-                nursery.cancel_scope.cancel()
+                self._nursery.cancel_scope.cancel()
         else:
             await self._execute(handle, freed)
 
     async def conclude(self, state: AttemptState, end: Exit) -> None:
-        """Record the end. Goes on trying while the disk is full: a result must not be forgotten."""
+        """Record the end, where the origin is this node; another one is told of it at once by ``deliver``.
+
+        Goes on trying while the disk is full: a result must not be forgotten.
+        """
         run = self.run
         if run.handle is not None and self.remote:
             files = (run.handle.stdout, run.handle.stderr)
@@ -196,14 +199,12 @@ class Life:
         if self.remote:
             said = {"state": str(state), "exit_code": end.exit_code, "reason": end.reason}
             log.info("ended here", key=self.key, peer=self._origin, **said)
-            await self._insist(lambda: self.executor.store.commit_runs([PutRun(run=self.run)]))
+            self.executor.ends.put(PutRun(run=self.run))
         else:
-            await self._insist(
-                lambda: self.executor.origins.report(self.run, self.state(), [DropRun(key=self.key)])
-            )
+            await self._insist()
 
     async def deliver(self) -> None:
-        """Bring the recorded end to the origin, however long it takes, and forget the run."""
+        """Bring the end to the origin, however long it takes, and forget the run, then at the driver too."""
         if self.remote:
             wait_s = 0.5
             while True:
@@ -216,8 +217,9 @@ class Life:
                     await self.executor.origins.reachable(self.run.offer.origin)
                     await trio.sleep(self._jitter(wait_s))
                 wait_s = min(wait_s * 2, MAX_BACKOFF_S)
-            await self._insist(lambda: self.executor.store.commit_runs([EndRun(run=self.run)]))
         self.executor.reported.since(self._ended_at)
+        if self.remote:
+            await self.executor.ends.put(EndRun(run=self.run)).wait()
         driver = self.executor.drivers.get(self.run.driver)
         if self.run.handle is not None and driver is not None:
             try:
@@ -414,33 +416,32 @@ class Life:
         try:
             if self.remote:
                 await self.executor.store.commit_runs([put])
-                self._undelivered.set()
+                if self._nursery is not None:
+                    self._nursery.start_soon(self._report_running)
             else:
                 await self.executor.origins.report(self.run, self.state(), [put])
         except StorageError as error:
             log.warning("cannot record that an attempt runs", key=self.key, reason=str(error))
 
-    async def _report_while_running(self) -> None:
-        """Send what is new to the origin until the attempt has ended; ``deliver`` brings the end itself."""
+    async def _report_running(self) -> None:
+        """Tell the origin that the service runs, until the attempt has ended; ``deliver`` brings the end."""
         wait_s = 0.2
         while True:
-            await self._undelivered.wait()
-            self._undelivered = trio.Event()
             try:
                 await self.executor.origins.report(self.run, self.state(), [])
-                wait_s = 0.2
             except EdgeorchError as error:
                 log.debug("the origin does not take a report", key=self.key, reason=str(error))
                 await trio.sleep(self._jitter(wait_s))
                 wait_s = min(wait_s * 2, MAX_BACKOFF_S)
-                self._undelivered.set()
+            else:
+                return
 
-    async def _insist(self, commit: Callable[[], Awaitable[object]]) -> None:
-        """Repeat a commit until the disk takes it."""
+    async def _insist(self) -> None:
+        """Record the end of this node's own attempt until the disk takes it."""
         wait_s = 0.5
         while True:
             try:
-                await commit()
+                await self.executor.origins.report(self.run, self.state(), [DropRun(key=self.key)])
             except StorageError as error:
                 log.warning("cannot record the end of an attempt yet", key=self.key, reason=str(error))
                 await trio.sleep(self._jitter(wait_s))

@@ -106,6 +106,7 @@ async def test_what_asks_for_nothing_gets_the_tighter_policy_of_origin_and_targe
     assert done.ended_at - running.attempts[0].started_at == pytest.approx(30, abs=1)
     assert done.reason == "ran longer than policy.max_timeout_s = 30"
     # Less is less.
+    await trio.sleep(1)
     asked = Resources(cpus=0.5, memory=10)
     task = await a.submit("sleep", "1000", placement=placement, resources=asked, timeout_s=5)
     await until(a, task, lambda now: now.state is T.RUNNING)

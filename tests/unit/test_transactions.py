@@ -9,7 +9,7 @@ from edgeorch.errors import StorageError
 from edgeorch.executor.life import SHORT_S
 from edgeorch.model import AttemptState as A
 from edgeorch.model import TaskState as T
-from edgeorch.store import DropRun, PutEvent, PutRun, PutTask
+from edgeorch.store import DropRun, EndRun, PutEvent, PutRun, PutTask
 from edgeorch.testing.fleet import VirtualFleet
 
 
@@ -55,14 +55,30 @@ async def test_a_short_task_is_written_twice(autojump_clock, fleet, nursery, wri
 
 async def test_a_short_task_on_another_node_tells_of_its_start_too(autojump_clock, fleet, nursery, written):
     a, b = await started(fleet, nursery, "a", "b")
-    transactions = written(b)
+    at_origin, at_target = written(a), written(b)
     task = await a.submit("true", placement={"node": "b"}, callback_url="http://x.example/")
     task = await ended(a, task)
     assert [kind for _, kind, _ in a.notes.sent] == ["started", "ended"]
     assert task.attempts[0].started_at is not None
     await trio.sleep(1)
-    # Accepted, ended, acknowledged.
-    assert len(transactions) == 3
+    accepted, end = at_origin
+    assert states(accepted) == ["placing", "offered"]
+    assert states(end) == ["preparing", "running", "running", "succeeded", "succeeded"]
+    assert [type(one) for one in end if not isinstance(one, PutEvent)] == [PutTask]
+    # Accepted; acknowledged.
+    assert [type(*each) for each in at_target] == [PutRun, EndRun]
+
+
+async def test_ends_that_come_together_are_written_together(autojump_clock, fleet, nursery, written):
+    a, b = await started(fleet, nursery, "a", "b", slots=8)
+    transactions = written(b)
+    tasks = [await a.submit("true", placement={"node": "b"}) for _ in range(4)]
+    for task in tasks:
+        await ended(a, task)
+    await trio.sleep(1)
+    assert [len(each) for each in transactions if isinstance(each[0], EndRun)] == [4]
+    assert await b.store.runs() == []
+    assert b.host.services == {}
 
 
 async def test_a_service_that_stays_is_told_to_run(autojump_clock, fleet, nursery, written):
