@@ -72,6 +72,15 @@ def http(count: int) -> None:
 
 def task(count: int) -> None:
     """A task from its acceptance to its end on the node that accepted it, with twins of store and driver."""
+    _tasks(count, "a")
+
+
+def remote(count: int) -> None:
+    """The same on another node, with a twin of the network too."""
+    _tasks(count, "b")
+
+
+def _tasks(count: int, where: str) -> None:
     import trio
     import trio.testing
 
@@ -80,11 +89,13 @@ def task(count: int) -> None:
     async def run(folder: Path) -> None:
         fleet = VirtualFleet(folder)
         node = fleet.add("a")
+        nodes = [node] if where == "a" else [node, fleet.add(where)]
         async with trio.open_nursery() as nursery:
-            await nursery.start(node.host.run)
-            await nursery.start(node.run)
+            for one in nodes:
+                await nursery.start(one.host.run)
+                await nursery.start(one.run)
             for _ in range(count):
-                made = await node.submit("true")
+                made = await node.submit("true", placement={"node": where})
                 ended = await node.dispatch.wait(made.id, ADMIN, 100)
                 if ended.state != "succeeded":
                     raise SystemExit(str(ended))
@@ -155,6 +166,7 @@ def runner(count: int) -> None:
 PATHS: dict[str, Callable[[int], None]] = {
     "http": http,
     "task": task,
+    "remote": remote,
     "wire": wire,
     "rank": rank,
     "runner": runner,
