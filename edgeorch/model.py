@@ -266,12 +266,16 @@ class Task(Kept, frozen=True, kw_only=True):
 
 
 class Exit(Kept, frozen=True, kw_only=True):
-    """How an attempt ended. ``cause`` is empty for exit code 0, else a word of ``Attempt.cause``."""
+    """How an attempt ended. ``cause`` is empty for exit code 0, else a word of ``Attempt.cause``.
+
+    ``silent``: it has certainly printed nothing, so that nobody has to look.
+    """
 
     exit_code: int | None = None
     signal: int | None = None
     cause: str = ""
     reason: str = ""
+    silent: bool = False
 
 
 class Offer(Kept, frozen=True, kw_only=True):

@@ -186,7 +186,7 @@ class Life:
         Goes on trying while the disk is full: a result must not be forgotten.
         """
         run = self.run
-        if run.handle is not None and self.remote:
+        if run.handle is not None and self.remote and not end.silent:
             files = (run.handle.stdout, run.handle.stderr)
             stdout, stderr = await self.executor.read_tails(files, self.executor.tail_max)
             self._tails = (stdout, stderr)

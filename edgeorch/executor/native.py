@@ -313,7 +313,13 @@ _GONE = Exit(cause="node_lost", reason="the runner does not know this attempt an
 
 
 def _exit(ended: protocol.Ended) -> Exit:
-    return Exit(exit_code=ended.exit_code, signal=ended.signal, cause=ended.cause, reason=ended.reason)
+    return Exit(
+        exit_code=ended.exit_code,
+        signal=ended.signal,
+        cause=ended.cause,
+        reason=ended.reason,
+        silent=ended.silent,
+    )
 
 
 def _check(launch: Launch) -> NativeService:

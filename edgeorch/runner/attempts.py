@@ -59,6 +59,8 @@ class Attempt:
     told: set[tuple[int, int]] = field(default_factory=set)
     """Processes that had their SIGTERM."""
     draining: bool = False
+    silent: bool = True
+    """Whether it has printed nothing so far."""
     then: list[Then] = field(default_factory=list)
 
 
@@ -323,6 +325,7 @@ class Attempts:
         except BlockingIOError:
             return False
         if data:
+            attempt.silent = False
             file.write(data)
             return True
         self._close(attempt, fd)
@@ -387,15 +390,16 @@ class Attempts:
 def _ended(attempt: Attempt) -> Ended:
     code = os.waitstatus_to_exitcode(attempt.status) if attempt.status is not None else 0
     exit_code, number = (code, None) if code >= 0 else (None, -code)
+    cause, reason = "", ""
     if attempt.doom is not None:
-        return Ended(exit_code=exit_code, signal=number, cause=attempt.doom.cause, reason=attempt.doom.reason)
-    if number == signal.SIGKILL and attempt.group is not None and attempt.group.out_of_memory:
-        return Ended(signal=number, cause="oom", reason="used more memory than the task asks for")
-    if number is not None:
-        return Ended(signal=number, cause="failed", reason=f"killed by {_signal_name(number)}")
-    if exit_code:
-        return Ended(exit_code=exit_code, cause="failed", reason=f"exited with code {exit_code}")
-    return Ended(exit_code=0)
+        cause, reason = attempt.doom.cause, attempt.doom.reason
+    elif number == signal.SIGKILL and attempt.group is not None and attempt.group.out_of_memory:
+        cause, reason = "oom", "used more memory than the task asks for"
+    elif number is not None:
+        cause, reason = "failed", f"killed by {_signal_name(number)}"
+    elif exit_code:
+        cause, reason = "failed", f"exited with code {exit_code}"
+    return Ended(exit_code=exit_code, signal=number, cause=cause, reason=reason, silent=attempt.silent)
 
 
 def _signal_name(number: int) -> str:

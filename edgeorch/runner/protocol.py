@@ -30,6 +30,7 @@ class Ended(_Message, frozen=True, kw_only=True):
     signal: int | None = None
     cause: str = ""
     reason: str = ""
+    silent: bool = False
 
 
 # From the daemon

@@ -118,7 +118,9 @@ class ScriptedHost:
                 end = await _play(service)
             for file in service.files.values():
                 file.close()
-            service.end = service.fate if service.scope.cancelled_caught and service.fate else end
+            end = service.fate if service.scope.cancelled_caught and service.fate else end
+            silent = not any(file.received for file in service.files.values())
+            service.end = msgspec.structs.replace(end, silent=silent)
             self.secrets.pop(service.launch.key, None)
             service.ended.set()
             nursery.cancel_scope.cancel()

@@ -120,12 +120,13 @@ async def test_how_it_ended(kind, driver, word, how):
     end = await end_of(driver, handle)
     assert (end.exit_code, end.signal, end.cause) == how
     assert bool(end.reason) is bool(end.cause)
+    assert end.silent
     assert await end_of(driver, handle) == end
 
 
 async def test_output(kind, driver):
     handle = await driver.start(launch(*kind.words["speak"]))
-    await end_of(driver, handle)
+    assert not (await end_of(driver, handle)).silent
     assert (text(handle.stdout), text(handle.stderr)) == ("out\n", "err\n")
 
 
@@ -213,7 +214,8 @@ async def test_services_outlive_the_daemon(kind):
         handles = await second.recover()
         assert handles.keys() == {"ended.1", "runs.1"}
         assert handles["ended.1"] == ended
-        assert (await end_of(second, ended)).exit_code == 3
+        end = await end_of(second, ended)
+        assert (end.exit_code, end.silent) == (3, True)
         await second.stop(handles["runs.1"], 5)
         assert (await end_of(second, handles["runs.1"])).signal == 15
         nursery.cancel_scope.cancel()

@@ -402,7 +402,9 @@ async def test_a_clean_stop_leaves_nothing(tmp_path, fifo):
     await service.gone()
     await runner.gone()
     assert list((tmp_path / "run").iterdir()) == []
-    ended = protocol.Ended(signal=signal.SIGTERM, cause="node_lost", reason="the runner was stopped")
+    ended = protocol.Ended(
+        signal=signal.SIGTERM, cause="node_lost", reason="the runner was stopped", silent=True
+    )
     assert exits(tmp_path) == {"task.1": ended}
 
 

@@ -86,7 +86,8 @@ def test_every_daemon_hears_of_an_exit(runner):
         first.receive()
         == second.receive()
         == protocol.Exited(
-            key="a.1", ended=protocol.Ended(exit_code=1, cause="failed", reason="exited with code 1")
+            key="a.1",
+            ended=protocol.Ended(exit_code=1, cause="failed", reason="exited with code 1", silent=True),
         )
     )
     for client in (first, second):

@@ -69,6 +69,21 @@ async def test_a_short_task_on_another_node_tells_of_its_start_too(autojump_cloc
     assert [type(*each) for each in at_target] == [PutRun, EndRun]
 
 
+async def test_only_of_what_was_printed_the_end_is_read(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    read, read_tails = [], b.executor.read_tails
+
+    async def noted(paths, limit):
+        read.append(paths)
+        return await read_tails(paths, limit)
+
+    b.executor.read_tails = noted
+    await ended(a, await a.submit("true", placement={"node": "b"}))
+    assert read == []
+    task = await ended(a, await a.submit("print-error", "why", ";", "exit", "1", placement={"node": "b"}))
+    assert (len(read), task.stderr_tail) == (1, b"why\n")
+
+
 async def test_ends_that_come_together_are_written_together(autojump_clock, fleet, nursery, written):
     a, b = await started(fleet, nursery, "a", "b", slots=8)
     transactions = written(b)
