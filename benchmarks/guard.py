@@ -72,15 +72,15 @@ def http(count: int) -> None:
 
 def task(count: int) -> None:
     """A task from its acceptance to its end on the node that accepted it, with twins of store and driver."""
-    _tasks(count, "a")
+    _tasks(count)
 
 
 def remote(count: int) -> None:
     """The same on another node, with a twin of the network too."""
-    _tasks(count, "b")
+    _tasks(count, "b", placement={"node": "b"})
 
 
-def _tasks(count: int, where: str) -> None:
+def _tasks(count: int, *others: str, **fields: object) -> None:
     import trio
     import trio.testing
 
@@ -89,13 +89,13 @@ def _tasks(count: int, where: str) -> None:
     async def run(folder: Path) -> None:
         fleet = VirtualFleet(folder)
         node = fleet.add("a")
-        nodes = [node] if where == "a" else [node, fleet.add(where)]
+        nodes = [node, *map(fleet.add, others)]
         async with trio.open_nursery() as nursery:
             for one in nodes:
                 await nursery.start(one.host.run)
                 await nursery.start(one.run)
             for _ in range(count):
-                made = await node.submit("true", placement={"node": where})
+                made = await node.submit("true", **fields)
                 ended = await node.dispatch.wait(made.id, ADMIN, 100)
                 if ended.state != "succeeded":
                     raise SystemExit(str(ended))
