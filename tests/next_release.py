@@ -16,7 +16,7 @@ STEP = STEPS[-1].number + 1
 # What a next release may do without leaving this one behind: file, what stands there once, what does then.
 _PROPERTY = '    stderr_tail: bytes = b""\n\n    @property\n'
 _STEPS_END = "\n)\n\n\ndef version_of("
-_PING = "                pong = await self._links.call(node_id, ping)\n"
+_PING = "            pong = await self._links.call(node_id, ping)\n"
 _LISTS = "REQUESTS: tuple[type[Message], ...]"
 _ADDITIONS = (
     (
@@ -36,12 +36,12 @@ _ADDITIONS = (
     (
         "membership/probe.py",
         _PING,
-        "                from edgeorch.errors import UnsupportedMessageError\n"
-        "                from edgeorch.wire.messages import AskMood\n"
-        "                try:\n"
-        "                    await self._links.call(node_id, AskMood(of=node_id))\n"
-        "                except UnsupportedMessageError:\n"
-        '                    log.info("a peer does not know its mood", peer=node_id)\n' + _PING,
+        "            from edgeorch.errors import UnsupportedMessageError\n"
+        "            from edgeorch.wire.messages import AskMood\n"
+        "            try:\n"
+        "                await self._links.call(node_id, AskMood(of=node_id))\n"
+        "            except UnsupportedMessageError:\n"
+        '                log.info("a peer does not know its mood", peer=node_id)\n' + _PING,
     ),
 )
 

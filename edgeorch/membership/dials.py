@@ -120,7 +120,6 @@ class Dials:
             task_status.started()
             while True:
                 self._wake = trio.Event()
-                self._tidy()
                 soonest = min((known.next_at for known in self._candidates.values()), default=math.inf)
                 with trio.move_on_at(soonest) as waiting:
                     await self._wake.wait()
@@ -142,6 +141,7 @@ class Dials:
 
     def _choose(self) -> tuple[str, Candidate] | None:
         """What has failed least goes first: behind a flood of forged names a real newcomer does not wait."""
+        self._tidy()
         now = trio.current_time()
         due = [(node_id, known) for node_id, known in self._candidates.items() if known.next_at <= now]
         return min(due, key=lambda item: (item[1].tries, self._seams.rng.random()), default=None)

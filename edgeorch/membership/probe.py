@@ -6,7 +6,8 @@ before a request comes, and of two nodes that know each other, one question a pe
 """
 
 import math
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 import trio
@@ -23,8 +24,12 @@ from edgeorch.wire.messages import Digest, Ping, Pong
 
 log = structlog.get_logger()
 
-GOSSIP = 12
-"""Lines of a digest where every node probes every other and gossip only bridges gaps."""
+GOSSIP = 4
+"""Lines of a digest where every node probes every other and gossip only bridges gaps.
+
+A node that one peer cannot reach is in so many digests a second that reach this one, however many nodes there
+are: one of the others speaks of it well before ``dead_s``.
+"""
 GOSSIP_LARGE = 64
 FANOUT = 8
 """Random peers per period in a fleet too large to probe all, and at most as many silent ones."""
@@ -36,6 +41,11 @@ RTT_EVERY_S = 15.0
 """A peer that asks us is asked this often all the same: only who asks learns the round trip."""
 LATE_S = 0.1
 """A wake-up later than this says that this node itself did not run."""
+BEATS = 8
+"""Moments of a period on which peers are asked, so that one wake-up serves all who share it."""
+HALF = BEATS // 2
+"""Silence is judged on every so many beats; the first peers get those for their questions, too."""
+ORDER = (0, 4, 2, 6, 1, 5, 3, 7)
 
 
 class Probe:
@@ -74,7 +84,6 @@ class Probe:
         self._self_info = self_info
         self._table = table
         self._links = links
-        self._seams = seams
         self._sample = sample
         self._crl_number = crl_number
         self._met = met
@@ -86,7 +95,13 @@ class Probe:
         """When each peer last put its own question."""
         self._measured: dict[str, float] = {}
         """When each peer last answered one of ours."""
-        self._phases: dict[str, float] = {}
+        self._phases: dict[str, int] = {}
+        """The beat of each peer in a small fleet."""
+        self._turns: list[list[str]] = [[] for _ in range(BEATS)]
+        """Whom to ask on each beat of this period."""
+        self._halves = 0
+        # That of the seams may ask the kernel for each number, and many are drawn.
+        self._rng = random.Random(seams.rng.getrandbits(64))  # noqa: S311  chooses whom to talk of
         self._fresh: set[str] = set()
         """Peers that have not been sent everything yet."""
         self._urgent: set[str] = set()
@@ -135,63 +150,74 @@ class Probe:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Probe until cancelled."""
+        step, beat = self._times.probe_s / BEATS, 0
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._judge)
             task_status.started()
             # Nodes that start together must not ask together.
-            due = trio.current_time() + self._seams.rng.uniform(0, self._times.probe_s)
+            begun = trio.current_time() + self._rng.uniform(0, self._times.probe_s)
             while True:
+                due = begun + beat * step
                 with trio.move_on_at(due) as waiting:
                     await self._wake.wait()
                 self._wake = trio.Event()
-                for node_id in self._urgent:
-                    nursery.start_soon(self._ask, node_id)
+                asked = list(self._urgent)
                 self._urgent.clear()
                 if waiting.cancelled_caught:
-                    for node_id in self._targets():
-                        nursery.start_soon(self._ask_in_turn, node_id)
-                    periods = math.ceil((trio.current_time() - due) / self._times.probe_s)
-                    due += self._times.probe_s * max(1, periods)
+                    now = trio.current_time()
+                    self._excuse(now - due, now)
+                    last = max(beat, int((now - begun) / step))
+                    # Beats that were missed are made up for, of each peer one.
+                    for number in range(max(beat, last - BEATS + 1), last + 1):
+                        asked += self._on_beat(number % BEATS)
+                    beat = last + 1
+                    while beat % HALF and not self._turns[beat % BEATS]:
+                        beat += 1
+                if asked:
+                    nursery.start_soon(self._ask_all, asked)
 
-    async def _judge(self) -> None:
-        """Let silence count; time in which this node itself was held up counts against nobody."""
-        pause = self._times.probe_s / 2
-        while True:
-            due = trio.current_time() + pause
-            await trio.sleep_until(due)
-            now = trio.current_time()
-            if now - due > LATE_S:
-                self.late_s += now - due
-                self._table.excuse(now - due, now)
-            for node_id in self._table.judge(now):
-                for memory in (self._phases, self._asked_us, self._measured):
-                    memory.pop(node_id, None)
-                self._ended(node_id)
+    def _excuse(self, late: float, now: float) -> None:
+        """Time in which this node itself was held up counts against nobody."""
+        if late > LATE_S:
+            self.late_s += late
+            self._table.excuse(late, now)
 
-    def _targets(self) -> list[str]:
-        """Whom to ask in this period."""
-        peers = self._table.snapshot()
+    def _on_beat(self, beat: int) -> list[str]:
+        """What is to do on a beat of the period; whom to ask."""
+        if beat == 0:
+            self._turns = self._plan()
+        if beat % HALF == 0:
+            self._halves += 1
+            # Where times are stretched, so is the pause between two looks at everybody.
+            if self._halves % int(self._table.stretch) == 0:
+                self._judge()
+        return [node_id for node_id in self._turns[beat] if not self._spared(node_id)]
+
+    def _judge(self) -> None:
+        """Let silence count."""
+        for node_id in self._table.judge(trio.current_time()):
+            for memory in (self._phases, self._asked_us, self._measured):
+                memory.pop(node_id, None)
+            self._ended(node_id)
+
+    def _plan(self) -> list[list[str]]:
+        """Whom to ask on each beat of this period, so that questions do not come in bursts."""
+        turns: list[list[str]] = [[] for _ in range(BEATS)]
         if self._table.meshed:
-            return [node_id for node_id in peers if self._links.connected(node_id)]
-        rng, now = self._seams.rng, trio.current_time()
-        patience = QUIET * self._times.suspect_s * self._table.stretch
-        alive = [node_id for node_id, peer in peers.items() if peer.state is PeerState.ALIVE]
-        silent = [
-            node_id
-            for node_id, peer in peers.items()
-            if self._table.silence(node_id, now) > patience and peer.state is not PeerState.LEFT
-        ]
-        return list(
-            {*rng.sample(alive, min(FANOUT, len(alive))), *rng.sample(silent, min(FANOUT, len(silent)))}
-        )
+            for node_id in self._table.snapshot():
+                if self._links.connected(node_id):
+                    phase = self._phases.setdefault(node_id, ORDER[len(self._phases) % BEATS])
+                    turns[phase].append(node_id)
+            return turns
+        for number, node_id in enumerate(self._some()):
+            turns[number % BEATS].append(node_id)
+        return turns
 
-    def _phase(self, node_id: str) -> float:
-        """Each peer has its own moment within the period, so that questions do not come in bursts."""
-        if not self._table.meshed:
-            return self._seams.rng.uniform(0, self._times.probe_s)
-        if node_id not in self._phases:
-            self._phases[node_id] = self._seams.rng.uniform(0, self._times.probe_s)
-        return self._phases[node_id]
+    def _some(self) -> Iterable[str]:
+        """Peers of a large fleet to ask in this period."""
+        rng, now = self._rng, trio.current_time()
+        patience = QUIET * self._times.suspect_s * self._table.stretch
+        alive, silent = self._table.alive(), self._table.silent(now - patience)
+        return {*rng.sample(alive, min(FANOUT, len(alive))), *rng.sample(silent, min(FANOUT, len(silent)))}
 
     def _spared(self, node_id: str) -> bool:
         """Whether the peer's own question came so lately that ours would tell neither side anything.
@@ -203,10 +229,12 @@ class Probe:
         asked_us = now - self._asked_us.get(node_id, -math.inf) < self._times.probe_s / 2
         return self._table.meshed and asked_us and now - self._measured.get(node_id, -math.inf) < RTT_EVERY_S
 
-    async def _ask_in_turn(self, node_id: str) -> None:
-        await trio.sleep(self._phase(node_id))
-        if not self._spared(node_id):
-            await self._ask(node_id)
+    async def _ask_all(self, node_ids: Sequence[str]) -> None:
+        """Ask those whose turn it is; they share one deadline."""
+        with trio.move_on_after(self._times.dead_s * self._table.stretch):
+            async with trio.open_nursery() as nursery:
+                for node_id in node_ids:
+                    nursery.start_soon(self._ask, node_id)
 
     async def _ask(self, node_id: str) -> None:
         """One question. A peer that is slow to answer is not asked again meanwhile."""
@@ -214,21 +242,21 @@ class Probe:
             return
         self._asking.add(node_id)
         try:
-            with trio.move_on_after(self._times.dead_s * self._table.stretch) as patience:
-                ping = Ping(
-                    info=self._self_info.info,
-                    sample=self._sample(),
-                    digest=self._digest(node_id),
-                    crl_number=self._crl_number(),
-                )
-                asked = trio.current_time()
-                pong = await self._links.call(node_id, ping)
-                self._answered(node_id, pong, trio.current_time() - asked)
+            ping = Ping(
+                info=self._self_info.info,
+                sample=self._sample(),
+                digest=self._digest(node_id),
+                crl_number=self._crl_number(),
+            )
+            asked = trio.current_time()
+            pong = await self._links.call(node_id, ping)
+            self._answered(node_id, pong, trio.current_time() - asked)
         except EdgeorchError as error:
             self.unanswered += 1
             log.debug("no answer to a ping", node=node_id, reason=str(error))
-        else:
-            self.unanswered += patience.cancelled_caught
+        except trio.Cancelled:
+            self.unanswered += 1
+            raise
         finally:
             self._asking.discard(node_id)
 
@@ -262,4 +290,4 @@ class Probe:
         if receiver in self._fresh:
             self._fresh.discard(receiver)
             limit = EVERYTHING
-        return self._table.digest(limit, self._seams.rng, trio.current_time(), receiver=receiver)
+        return self._table.digest(limit, self._rng, trio.current_time(), receiver=receiver)

@@ -87,6 +87,7 @@ class Table:
         self._mesh = mesh
         self._seams = seams
         self._entries: dict[str, Entry] = {}
+        self._ids: list[str] = []
         self._view: Mapping[str, Peer] | None = None
         self._barred: set[str] = set()
         self._news: dict[str, float] = {}
@@ -115,10 +116,19 @@ class Table:
         entry = self._entries.get(node_id)
         return entry is not None and entry.peer.state not in GONE
 
-    def silence(self, node_id: str, now: float) -> float:
-        """Seconds since there was any evidence for the node that counts; infinite for an unknown one."""
-        entry = self._entries.get(node_id)
-        return math.inf if entry is None else now - self._evidence(entry)
+    def alive(self) -> list[str]:
+        """Ids of all that are alive."""
+        alive = PeerState.ALIVE
+        return [node_id for node_id, entry in self._entries.items() if entry.peer.state is alive]
+
+    def silent(self, since: float) -> list[str]:
+        """Ids of all that there was no word of since then; those that said goodbye are expected to be."""
+        left = PeerState.LEFT
+        return [
+            node_id
+            for node_id, entry in self._entries.items()
+            if entry.heard < since and entry.told < since and entry.peer.state is not left
+        ]
 
     # Evidence
 
@@ -267,13 +277,17 @@ class Table:
         """What this node tells another: up to ``limit`` lines, and what it believes of the receiver.
 
         Up to a quarter of the lines are of nodes that it found lately, so that news outruns the fleet's size;
-        the others are random.
+        the others follow each other in the table, from a random place on: each node is in as many digests as
+        if each line were drawn by itself, which costs more.
 
         A receiver that finds itself called left, or known by a higher incarnation than its own, refutes it.
         """
-        ids = list(self._entries)
+        ids = self._ids
         if len(ids) > limit + 1:
-            ids = list(dict.fromkeys((*self._newest(limit // 4, now), *rng.sample(ids, limit + 1))))
+            first = rng.randrange(len(ids))
+            some = ids[first : first + limit + 1]
+            some += ids[: limit + 1 - len(some)]
+            ids = list(dict.fromkeys((*self._newest(limit // 4, now), *some)))
         ids = [node_id for node_id in ids if node_id != receiver][:limit]
         if receiver in self._entries:
             ids.append(receiver)
@@ -347,7 +361,8 @@ class Table:
         self._tell_states()
 
     def _resized(self) -> None:
-        count = len(self._entries)
+        self._ids = list(self._entries)
+        count = len(self._ids)
         self.meshed = count <= self._mesh
         self.stretch = 1.0 if self.meshed else 1 + math.log2(count / self._mesh)
 

@@ -221,6 +221,18 @@ async def test_forged_announcements_harm_nobody(scene, autojump_clock):
     await one.sees(three.id)
 
 
+async def test_a_node_that_is_here_is_not_dialled_again(scene, autojump_clock):
+    world, nursery = scene
+    one = await VirtualNode(world, "1" * 10, "10.0.0.1", mdns=True).start(nursery)
+    two = await VirtualNode(world, "2" * 10, "10.0.0.2", mdns=True).start(nursery)
+    await one.sees(two.id)
+    await two.sees(one.id)
+    await trio.sleep(1)
+    before = world.dials
+    await trio.sleep(300)
+    assert world.dials == before
+
+
 async def test_a_seed_that_is_oneself_or_comes_late(scene, autojump_clock):
     world, nursery = scene
     one = await VirtualNode(world, "1" * 10, "10.0.0.1", seeds=("10.0.0.1", "10.0.0.2:56002")).start(nursery)
