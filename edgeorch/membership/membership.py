@@ -314,13 +314,10 @@ class Membership:
         self._dials.withdraw(node_id)
 
     def _learned(self, lines: Iterable[Digest]) -> None:
-        own = self._self_info.info.id
         for line in lines:
-            if line.id == own or line.state not in (PeerState.ALIVE, PeerState.SUSPECT):
+            if line.state in GONE:
                 continue
             peer = self.table.get(line.id)
-            if peer is not None and peer.state not in GONE and line.incarnation <= peer.info.incarnation:
-                continue  # nothing new, as with most lines
             addresses = [(address, line.wire_port) for address in line.addresses[:MAX_ADDRESSES]]
             if peer is not None and line.incarnation > peer.info.incarnation:
                 # It has changed since we last heard it; perhaps it has moved.

@@ -60,7 +60,7 @@ class Probe:
         sample: this node's newest sample.
         crl_number: of the revocation list in force.
         met: called with the facts of a peer that spoke to us.
-        learned: called with the digest lines of a peer.
+        learned: called with the lines of a peer's digest that may tell where to reach a node.
         crl_offered: called with a node id and the number of its revocation list.
         ended: called with the id of a node whose links are of no use any more.
     """
@@ -273,6 +273,7 @@ class Probe:
 
     def _take(self, node_id: str, message: Ping | Pong) -> None:
         own, now = self._self_info.info, trio.current_time()
+        news = []
         for line in message.digest:
             if line.id == own.id:
                 # Somebody takes us for gone, or for what we were before our store was made anew.
@@ -280,9 +281,10 @@ class Probe:
                     line.state is PeerState.LEFT and line.incarnation == own.incarnation
                 ):
                     own = self._self_info.refute(line.incarnation)
-            elif line.id != node_id:
-                self._table.told(line, now)
-        self._learned(message.digest)
+            elif line.id != node_id and self._table.told(line, now):
+                news.append(line)
+        if news:
+            self._learned(news)
         self._crl_offered(node_id, message.crl_number)
 
     def _digest(self, receiver: str) -> tuple[Digest, ...]:

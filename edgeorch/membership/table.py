@@ -181,20 +181,27 @@ class Table:
             self._tell_states()
         return True
 
-    def told(self, digest: Digest, now: float) -> None:
-        """Another node says what it believes of a third one; unknown nodes are not added by words alone."""
+    def told(self, digest: Digest, now: float) -> bool:
+        """Another node says what it believes of a third one; unknown nodes are not added by words alone.
+
+        Returns:
+            Whether it may say where to reach a node that is not here, or that has changed.
+        """
         entry = self._entries.get(digest.id)
-        if entry is None or digest.incarnation < entry.peer.info.incarnation:
-            return
-        if digest.state is PeerState.LEFT:
-            self.left(digest.id, now)
-        elif entry.peer.state is not PeerState.LEFT or digest.incarnation > entry.peer.info.incarnation:
-            # Ages come from outside: the future is not evidence, and old news changes nothing.
-            age = max(digest.age_s, 0.0)
-            if age < self._times.dead_s * self.stretch and now - age > entry.told:
-                entry.told = now - age
-                if not self._sound(entry, now):
-                    self._judge(entry, now)
+        if entry is None:
+            return True
+        known = entry.peer.info.incarnation
+        if digest.incarnation >= known:
+            if digest.state is PeerState.LEFT:
+                self.left(digest.id, now)
+            elif entry.peer.state is not PeerState.LEFT or digest.incarnation > known:
+                # Ages come from outside: the future is not evidence, and old news changes nothing.
+                told = now - max(digest.age_s, 0.0)
+                if told > entry.told and now - told < self._times.dead_s * self.stretch:
+                    entry.told = told
+                    if entry.peer.state is not PeerState.ALIVE:
+                        self._judge(entry, now)
+        return digest.incarnation > known or entry.peer.state in GONE
 
     def sampled(self, node_id: str, sample: Sample, now: float) -> None:
         """A fresh sample of a known peer came with something else, such as a refusal."""
