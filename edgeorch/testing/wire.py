@@ -99,9 +99,10 @@ class Network:
     def at(self, host: str, port: int) -> str | None:
         """The running node that listens there."""
         for node_id, twin in self.nodes.items():
-            info = twin.hello().info
-            if twin.running and host in info.addresses and port == info.wire_port:
-                return node_id
+            if twin.running:
+                info = twin.hello().info
+                if host in info.addresses and port == info.wire_port:
+                    return node_id
         return None
 
     def reachable(self, one: str, other: str) -> bool:
@@ -132,8 +133,11 @@ class Network:
         """Link all that should be and can be."""
         for one, twin in self.nodes.items():
             for other in self.nodes:
-                wanted = self.mesh or any(self.at(*place) == other for place in twin.wanted.get(other, ()))
-                if one != other and wanted and self.reachable(one, other):
+                places = twin.wanted.get(other, ())
+                # The dearest question comes last: all nodes of a large fleet settle again and again.
+                if not (self.mesh or places) or self.linked(one, other) or not self.reachable(one, other):
+                    continue
+                if self.mesh or any(self.at(*place) == other for place in places):
                     self.link(one, other)
 
     async def travel(self, sender: str, receiver: str) -> None:

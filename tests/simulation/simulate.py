@@ -74,28 +74,35 @@ def run(seed, show=None):
     return Outcome(seed, checks.digest(), checks.steps, tasks, broken)
 
 
+def timed(seed):
+    """An outcome, and the CPU seconds that it took."""
+    began = time.process_time()
+    return run(seed), time.process_time() - began
+
+
 def main(options):
     """Run what was asked for; 1 where a seed broke something."""
     if options.seed is not None:
         outcome = run(options.seed, print if options.trace else None)
         print(f"{Plan.of(options.seed)}\n{outcome}")
         return 1 if outcome.broken else 0
-    began, outcomes = time.monotonic(), []
+    began, outcomes, took_s = time.monotonic(), [], {}
     enough = began + options.minutes * 60
     seeds = iter(range(options.first, options.first + options.seeds))
     with ProcessPoolExecutor(options.jobs, max_tasks_per_child=20) as pool:
-        running = {pool.submit(run, seed) for seed in islice(seeds, options.jobs)}
+        running = {pool.submit(timed, seed) for seed in islice(seeds, options.jobs)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            for outcome in (future.result() for future in done):
+            for outcome, seconds in (future.result() for future in done):
                 outcomes.append(outcome)
+                took_s[outcome.seed] = seconds
                 if outcome.broken:
                     print(f"seed {outcome.seed}: {outcome.broken}")
                     print(f"  again: make sim SEED={outcome.seed}", flush=True)
                 if sys.stderr.isatty():
                     print(f"\r{len(outcomes)}/{options.seeds} seeds", end="", file=sys.stderr)
             if time.monotonic() < enough:
-                running |= {pool.submit(run, seed) for seed in islice(seeds, len(done))}
+                running |= {pool.submit(timed, seed) for seed in islice(seeds, len(done))}
     broken = [outcome.seed for outcome in outcomes if outcome.broken]
     tasks, steps = sum(o.tasks for o in outcomes), sum(o.steps for o in outcomes)
     took = time.monotonic() - began
@@ -104,6 +111,8 @@ def main(options):
         f"{len(outcomes)} seeds ({options.first} to {last}), {tasks} accepted tasks, "
         f"{steps} steps in {took:.0f} s"
     )
+    slowest = max(took_s, key=took_s.__getitem__)
+    print(f"slowest: seed {slowest}, {Plan.of(slowest).nodes} nodes, {took_s[slowest]:.0f} s of CPU")
     print(f"broken: {broken or 'none'}")
     return 1 if broken else 0
 
