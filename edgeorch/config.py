@@ -163,8 +163,10 @@ class Policy(Section, frozen=True, kw_only=True):
     """Host folders that containers may mount; never a Docker socket, which ``privileged`` guards."""
     volumes: tuple[str, ...] = ()
     """Volumes of the Engine that containers may mount by name, as patterns (``cache-*``)."""
+    networks: tuple[str, ...] = ()
+    """Networks of the Engine that containers may join, as patterns (``web-*``); bridge and none are free."""
     privileged: bool = False
-    """Allow privileged containers, the Docker socket, and every capability, namespace, device and volume."""
+    """Allow privileged containers, the Docker socket, and all that the lists above name but folders."""
     option_files: bool = False
     """Allow docker run options that read files of the node (``--env-file``, ``--label-file``)."""
     max_cpus: Limit | dict[PolicyRole, Limit] = 0.0

@@ -73,6 +73,8 @@ class ContainerFacts(Kept, frozen=True, kw_only=True):
     """Host paths that it mounts: ``-v``, ``--mount type=bind``, local volumes made from a host folder."""
     volumes: tuple[str, ...] = ()
     """Volumes of the Engine that it mounts by name."""
+    networks: tuple[str, ...] = ()
+    """Networks of the Engine that it joins, but for those that every Engine has."""
     privileged: bool = False
     namespaces: tuple[str, ...] = ()
     """Options that share a namespace of the host or of another container."""

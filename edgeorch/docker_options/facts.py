@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from edgeorch.docker_options.networks import BUILT_IN
 from edgeorch.docker_options.values import Values
 from edgeorch.model import ContainerFacts
 
@@ -28,6 +29,7 @@ def facts_of(values: Values, body: dict[str, Any]) -> ContainerFacts:
     return ContainerFacts(
         binds=(*binds, *mounted),
         volumes=(*volumes, *_named(host["Mounts"])),
+        networks=tuple(_networks(host, body["NetworkingConfig"]["EndpointsConfig"])),
         privileged=host["Privileged"],
         namespaces=tuple(_namespaces(host, body["NetworkingConfig"]["EndpointsConfig"])),
         capabilities=tuple(values.all("cap-add")),
@@ -43,6 +45,11 @@ def facts_of(values: Values, body: dict[str, Any]) -> ContainerFacts:
 
 def _written(values: Values, *names: str) -> tuple[str, ...]:
     return tuple(f"--{name} {text}" for name in names for text in values.all(name))
+
+
+def _networks(host: dict[str, Any], endpoints: Iterable[str]) -> list[str]:
+    joined = dict.fromkeys((host["NetworkMode"], *endpoints))
+    return [name for name in joined if name not in BUILT_IN and not name.startswith("container:")]
 
 
 def _namespaces(host: dict[str, Any], endpoints: Iterable[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What a container may have of its host, by the facts that its options show."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgeorch import config
 from edgeorch.model import ContainerFacts
@@ -80,9 +80,8 @@ class ContainerRules:
         for text in facts.devices:
             if not self._allows_device(text):
                 yield "policy.devices", f"policy.devices does not list the device {text}"
-        for name in facts.volumes:
-            if not any(glob(entry).fullmatch(name) for entry in self._settings.volumes):
-                yield "policy.volumes", f"policy.volumes does not list the volume {name}"
+        yield from _unlisted("volume", facts.volumes, self._settings.volumes)
+        yield from _unlisted("network", facts.networks, self._settings.networks)
         for text in facts.namespaces:
             kind, mode = _namespace(text)
             if mode == "host" and kind not in self._settings.namespaces:
@@ -105,6 +104,13 @@ class ContainerRules:
         if text.startswith("--gpus "):
             return GPUS in self._settings.devices
         return any(covers(entry, text.partition(":")[0]) for entry in self._settings.devices)
+
+
+def _unlisted(what: str, names: Sequence[str], listed: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Those of the Engine's volumes or networks that no pattern of the list matches."""
+    for name in names:
+        if not any(glob(entry).fullmatch(name) for entry in listed):
+            yield f"policy.{what}s", f"policy.{what}s does not list the {what} {name}"
 
 
 def _namespace(text: str) -> tuple[str, str]:

@@ -65,6 +65,7 @@ WISHES = {
     "edgeorch_docker_capabilities": ["NET_ADMIN"],
     "edgeorch_docker_namespaces": ["network"],
     "edgeorch_docker_volumes": ["cache-*"],
+    "edgeorch_docker_networks": ["web-*"],
     "edgeorch_labels": {"zone": 'it\'s "here"'},
     "edgeorch_weight": 2,
     "edgeorch_volatile": True,
@@ -101,6 +102,7 @@ def test_the_settings_of_a_guarded_host_as_ansible_makes_them(tmp_path, wishes):
             capabilities=("NET_ADMIN",),
             namespaces=("network",),
             volumes=("cache-*",),
+            networks=("web-*",),
             max_tasks={"submit": 100},
         )
     assert found.policy == expected

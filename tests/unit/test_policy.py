@@ -319,6 +319,7 @@ def test_what_reaches_beyond_the_container(facts, said):
         ({"devices": ("dev/sda",)}, "devices", [], ["/dev", "/dev/**"]),
         ({"devices": ("--gpus all",)}, "devices", ["gpus"], ["/dev", "/dev/**"]),
         ({"volumes": ("cache-1",)}, "volumes", ["cache-*"], ["cache", "ache-1", "cache-"]),
+        ({"networks": ("web-1",)}, "networks", ["web-*"], ["web", "eb-1", "bridge", "host"]),
     ],
 )
 def test_what_lists_open(facts, key, listed, others):

@@ -163,6 +163,7 @@ opened = st.builds(
     capabilities=st.sampled_from([(), ("NET_ADMIN",), ("CAP_SYS_TIME",)]),
     namespaces=st.sampled_from([(), ("network",), ("pid", "ipc")]),
     volumes=st.sampled_from([(), ("cache-*",)]),
+    networks=st.sampled_from([(), ("o*",)]),
 )
 
 
@@ -217,6 +218,9 @@ def beyond(body, policy):
     modes += [("uts", host["UTSMode"]), ("userns", host["UsernsMode"])]
     yield from ((kind, mode) for kind, mode in modes if mode == "host" and kind not in policy.namespaces)
     yield from ((kind, mode) for kind, mode in modes if mode.startswith("container:"))
+    free = {"", "default", "bridge", "none", "host"}
+    yield from (one for one in networks - free if not one.startswith("container:")
+                and not (policy.networks and re.fullmatch("o[^/]*", one)))  # fmt: skip
     yield from (one for one in host["SecurityOpt"] or () if one not in HARMLESS_SECURITY)
     yield from (one for one in host["Links"] or () if networks & {"default", "bridge"})
     if host["LogConfig"]["Type"] not in {"", "json-file", "none"} or host["OomScoreAdj"] < 0:
@@ -270,6 +274,7 @@ def test_what_is_not_listed_never_reaches_the_engine(options, policy):
         *(["-v", "data:/x"], ["--mount", "source=data,target=/x"], ["--mount", "type=volume,src=d,dst=/x"]),
         *(["--volumes-from", "x"], ["--volumes-from=x:ro"], ["--volume-driver", "odd"]),
         *(["--network", "host"], ["--net=host"], ["--network", "name=host"], ["--net", "container:x"]),
+        *(["--network", "web"], ["--net=name=web,alias=a"], ["--network", "own", "--link", "db"]),
         *(["--network=bridge", "--net=host"], ["--pid=host"], ["--pid", "container:x"], ["--ipc", "host"]),
         *(["--ipc", "container:x"], ["--uts", "host"], ["--userns", "host"], ["--cap-add", "all"]),
         *(["--cap-add=cap_sys_admin"], ["--device", "/dev/sda"], ["--device=/dev/null:/dev/sda:rwm"]),
