@@ -120,6 +120,13 @@ class Callbacks:
         if self._made:
             self._wake.set()
 
+    def take_back(self, changes: Sequence[TaskChange]) -> None:
+        """Look for these in the outbox no more: they were not committed, and will not be."""
+        for change in changes:
+            if isinstance(change, PutCallback):
+                self._made.discard(change.callback.id)
+                self._since.pop(change.callback.id, None)
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Deliver until cancelled; what is left in the outbox goes out after the next start."""
         async with trio.open_nursery() as nursery:

@@ -49,6 +49,10 @@ class Notifier(Protocol):
         """There is something new in the outbox."""
         ...
 
+    def take_back(self, changes: Sequence[TaskChange]) -> None:
+        """These will not be committed, nor will what was made of them."""
+        ...
+
 
 class Ledger:
     """Open tasks by id.

@@ -26,7 +26,7 @@ from edgeorch.executor.executor import Admission, Executor
 from edgeorch.lifecycle import Effect, TaskEvent
 from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
 from edgeorch.seams import Seams
-from edgeorch.store import AttemptChange, PutEvent, PutRun, PutTask, TaskChange
+from edgeorch.store import AttemptChange, PutCallback, PutEvent, PutRun, PutTask, TaskChange
 from edgeorch.timing import Histogram, clock
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import MakeOffer, Offered
@@ -161,12 +161,15 @@ class Placer:
             self.ledger.drop(child)
         if plan.children:
             plan.entry.children = NONE
+            # Children that never were have no events; the try that succeeds tells the parent's start.
             gone = {child.task.id for child in plan.children}
+            told = {id(one) for one in plan.changes if isinstance(one, PutCallback)}
             plan.entry.unsaved = [
                 one
                 for one in plan.entry.unsaved
-                if not (isinstance(one, PutEvent) and one.event.task in gone)
+                if id(one) not in told and not (isinstance(one, PutEvent) and one.event.task in gone)
             ]
+            self.ledger.notifier.take_back(plan.changes)
 
     def carry_out(self, plan: Plan) -> None:
         """The plan is on disk: start the attempt here, send the offer, or let the task wait."""

@@ -143,6 +143,9 @@ class Notes:
     def wake(self) -> None:
         """Nothing to deliver."""
 
+    def take_back(self, changes: Sequence[TaskChange]) -> None:
+        """Nothing was stored."""
+
 
 class VirtualRules:
     """The policy of a node that runs native services as another user, or refuses them all.

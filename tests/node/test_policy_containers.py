@@ -76,6 +76,7 @@ def test_the_engine_kills_what_outgrows_a_limit_that_the_task_never_named(kitche
         ("max_cpus", BUSYBOX, ["--cpu-quota", "60000"]),
         ("host_paths", BUSYBOX, ["-v", "/etc:/x"]),
         ("volumes", BUSYBOX, ["-v", "others:/x"]),
+        ("networks", BUSYBOX, ["--network", "others"]),
         ("privileged", BUSYBOX, ["--privileged"]),
     ],
 )

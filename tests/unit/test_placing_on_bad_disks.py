@@ -2,10 +2,12 @@
 
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 from virtual_steps import ended, started, until
 
+from edgeorch.callbacks import Callbacks
 from edgeorch.errors import StorageError
 from edgeorch.model import AttemptState as A
 from edgeorch.model import TaskState as T
@@ -66,6 +68,37 @@ async def test_a_parent_whose_children_the_disk_refused_is_tried_again(autojump_
     assert len(children) == 2
     known = {parent.id, *(child.id for child in children)}
     assert {event.task for event in await a.store.events(None, 0, 1000)} == known
+
+
+async def test_a_parent_whose_children_the_disk_refused_tells_its_start_once(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    """Each refused try left a callback of its own, with a number and a key of its own."""
+    a = fleet.add("a")
+    a.store = FailingStore(a.store)
+    a.notes = Callbacks(a.store, a.config.callbacks, a.seams, lambda _: "", lambda *_args, **_how: "")
+    told = []
+
+    async def send(callback):
+        told.append((callback.id, msgspec.json.decode(callback.body)["event"]))
+
+    monkeypatch.setattr(a.notes, "_send", send)
+    await nursery.start(a.host.run)
+    await nursery.start(a.run)
+    await nursery.start(a.notes.run)
+    spread = {"mode": "spread", "count": 2}
+    parent = await a.submit("true", placement=spread, callback_url="http://receiver/")
+    a.store.failing = True
+    await started(fleet, nursery, "b")
+    await trio.sleep(20)
+    with pytest.raises(StorageError):
+        await a.submit("true", placement=spread, callback_url="http://receiver/")
+    a.store.failing = False
+    assert (await ended(a, parent)).state is T.SUCCEEDED
+    await trio.sleep(5)
+    assert [event for _, event in told] == ["started", "ended"]
+    assert not a.notes._made, "or the outbox is read again and again"
+    assert not a.notes._since
 
 
 @pytest.mark.parametrize("why", ["cancel", "deadline"])
