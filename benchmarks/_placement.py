@@ -226,8 +226,24 @@ class Origin:
             sample = target.sample()
             self.fleet.after(HOP_S, lambda: self._answered(entry, target, sample))
             return
-        self.fleet.begin(self.waiting.pop(entry.task.id), target, lambda: self.books.release(entry.task.id))
-        self.fleet.after(COMMIT_S + HOP_S, lambda: self.books.accepted(entry.task.id, trio.current_time()))
+        ended = partial(self._ended, entry.task.id)
+        self.fleet.begin(self.waiting.pop(entry.task.id), target, ended)
+        self.fleet.after(COMMIT_S, partial(self._taken, entry.task.id, target))
+
+    def _taken(self, task_id: str, target: Machine) -> None:
+        """It is on the target's disk: the answer goes back, with a sample that shows it."""
+        sample = target.sample()
+        self.fleet.after(HOP_S, partial(self._accepted, task_id, target, sample))
+
+    def _accepted(self, task_id: str, target: Machine, sample: Sample) -> None:
+        now = trio.current_time()
+        self.books.accepted(task_id, now, shown=True)
+        self.table.sampled(target.info.id, sample, now)
+
+    def _ended(self, task_id: str) -> None:
+        """The report of its end."""
+        self.books.ended(task_id, trio.current_time())
+        self.place()
 
     def _answered(self, entry: Entry, target: Machine, sample: Sample) -> None:
         self.books.release(entry.task.id)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from edgeorch.constraints import holds, parse
 from edgeorch.model import NodeInfo, Peer, PeerState, Ranked, Resources, Score, Service, TaskSpec
-from edgeorch.scoring import NOTHING, Formula, Promised, score, worth
+from edgeorch.scoring import NOTHING, Formula, Promised, score, slots_taken, worth
 
 _NONE = Score(value=0.0)
 NEAR = 0.1
@@ -105,8 +105,7 @@ def busy(resources: Resources, peer: Peer, promised: Promised, refused: str = ""
     sample = peer.sample
     if sample is None:
         return "no measurements from it yet"
-    used = sample.slots_used + promised.slots
-    if used >= sample.slots:
+    if slots_taken(sample, promised) >= sample.slots:
         return f"all {sample.slots} slots are in use"
     free = sample.memory_available - promised.memory
     if resources.memory and resources.memory > free:

@@ -61,11 +61,15 @@ class Promised(NamedTuple):
         slots: attempts.
         cpus: sum of their declared CPUs.
         memory: sum of their declared memory in bytes.
+        ended: attempts that the sample shows and that have ended since.
+        ended_cpus: sum of their declared CPUs.
     """
 
     slots: int = 0
     cpus: float = 0.0
     memory: int = 0
+    ended: int = 0
+    ended_cpus: float = 0.0
 
 
 NOTHING = Promised()
@@ -126,6 +130,11 @@ def worth(peer: Peer, spec: TaskSpec, promised: Promised, *, formula: Formula) -
     if formula == "baobab":
         return _original(peer.info, sample, peer.rtt_s).value
     return _soonest(peer.info, sample, max(peer.rtt_s, 0.0), spec.resources.cpus, promised)[0]
+
+
+def slots_taken(sample: Sample, promised: Promised) -> int:
+    """Slots in use as far as one knows."""
+    return max(sample.slots_used - promised.ended, 0) + promised.slots
 
 
 def fading(age_s: float) -> float:
@@ -189,8 +198,9 @@ def _senseless(info: NodeInfo, sample: Sample) -> str:
 
 
 def _nothing_left(sample: Sample, spec: TaskSpec | None, promised: Promised) -> str:
-    if sample.slots_used + promised.slots >= sample.slots:
-        return f"no slot is free: {sample.slots_used + promised.slots} of {sample.slots} used"
+    taken = slots_taken(sample, promised)
+    if taken >= sample.slots:
+        return f"no slot is free: {taken} of {sample.slots} used"
     free = _memory_free(sample, promised)
     needed = spec.resources.memory if spec else 0
     if free <= 0 or needed > free:
@@ -237,7 +247,7 @@ def _reasons(
     assumed = "" if sample.cpu_mhz >= 1 else " assumed"
     found = [
         f"{cpus} x {mhz / 1000:.1f} GHz{assumed}, {idle:.0%} idle",
-        f"{sample.slots_used + promised.slots} of {sample.slots} slots used",
+        f"{slots_taken(sample, promised)} of {sample.slots} slots used",
     ]
     if needed and share < 1:
         found.append(f"{needed:g} CPUs wanted, {idle * cpus:.1f} free")
@@ -257,12 +267,16 @@ def _used(sample: Sample, promised: Promised, cpus: int) -> float:
 
     A node that does not say what its attempts use now (release 1) is taken to use what was measured, or its
     slots' share. What was placed since the sample comes on top: its declared CPUs, or one for each attempt,
-    because nobody knows yet what it uses.
+    because nobody knows yet what it uses. What has ended since takes its share of what is used with it.
     """
     used = sample.cpus_wanted
     if used < 0:
         used = max(sample.cpu_busy, sample.slots_used / max(sample.slots, 1)) * cpus
-    return max(used, sample.cpus_promised) + max(promised.cpus, promised.slots)
+    declared = sample.cpus_promised
+    if promised.ended:
+        used *= max(1 - promised.ended / max(sample.slots_used, 1), 0.0)
+        declared -= promised.ended_cpus
+    return max(used, declared) + max(promised.cpus, promised.slots)
 
 
 def _original(info: NodeInfo, sample: Sample, rtt_s: float) -> Score:

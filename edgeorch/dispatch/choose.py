@@ -14,7 +14,7 @@ from edgeorch.dispatch.books import Books
 from edgeorch.dispatch.entry import Entry
 from edgeorch.model import Peer, PeerState, Ranked, Sample, Score
 from edgeorch.scheduler import NEAR, Standing, standing
-from edgeorch.scoring import FRESH_S, Formula, fading
+from edgeorch.scoring import FRESH_S, NOTHING, Formula, fading
 
 LARGE = 128
 """A fleet with this many other nodes that are alive, or more, is not looked at as a whole for each task."""
@@ -125,12 +125,13 @@ class Chooser:
         self, entry: Entry, me: Peer, peers: Iterable[Peer], standings: dict[str, Standing]
     ) -> Ranked | None:
         """The best of these, or any of those within ``NEAR`` of it."""
-        spec, refused, now, on = entry.spec, entry.refused, trio.current_time(), self._books.on
+        spec, refused, now = entry.spec, entry.refused, trio.current_time()
+        on, placed = self._books.on, self._books.pages
         fades = self._formula == "edgeorch"
         best, found = 0.0, []
         for peer in peers:
             node_id = peer.info.id
-            promised = on(peer)
+            promised = on(peer) if node_id in placed else NOTHING
             known = standings.get(node_id)
             if known is None or known.peer is not peer or known.promised is not promised:
                 known = standings[node_id] = standing(

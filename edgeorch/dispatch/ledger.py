@@ -422,7 +422,7 @@ class Ledger:
     def _carry_out(self, entry: Entry, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if effect is Effect.RELEASE:
-                self.books.release(entry.task.id)
+                self.books.ended(entry.task.id, trio.current_time())
                 entry.expires = math.inf
                 if entry.task.state.terminal and not self._settled(entry):
                     # Its attempt still runs elsewhere; where nobody ever tells how it ended, forget it.

@@ -110,7 +110,7 @@ class Placer:
         self.placed = Histogram()
         """From the acceptance of a task until a node has taken it for the first time."""
         ledger.on_queue = self.enqueue
-        executor.slots.on_free = self.wake
+        executor.slots.on_free = ledger.books.on_free = self.wake
 
     def enqueue(self, entry: Entry, seconds: float = 0.0) -> None:
         """Look for a node again, now or after a while."""
@@ -350,7 +350,10 @@ class Placer:
         if answer is not None:
             self.offered.since(begun)
         if answer is not None and answer.accepted:
-            self.ledger.books.accepted(entry.task.id, trio.current_time())
+            shown = answer.sample is not None
+            self.ledger.books.accepted(entry.task.id, trio.current_time(), shown=shown)
+            if answer.sample is not None:
+                self.view.membership.sampled(target, answer.sample)
             entry.refused, entry.passed_over = NONE, 0
             self._say_placed(entry)
             changes, effects = self.ledger.move_attempt(entry, offer.number, AttemptState.PREPARING)

@@ -233,6 +233,8 @@ class Executor:
             with admission:
                 await self.store.commit_runs([PutRun(run=admission.run)])
                 life = self._live(admission)
+                # With the attempt in it: the origin need not guess until the next probe.
+                admitting.answer = Offered(accepted=True, sample=self.me.sample())
         except StorageError as error:
             sample = self.me.sample()
             admitting.answer = Offered(accepted=False, cause="storage", reason=str(error), sample=sample)

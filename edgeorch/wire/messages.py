@@ -138,7 +138,7 @@ class GetCrl(Message, frozen=True, kw_only=True):
 
 
 class Offered(Message, frozen=True, kw_only=True):
-    """The target's word on an offer; a refusal carries a fresh sample."""
+    """The target's word on an offer, with a fresh sample; release 1 sends it with a refusal only."""
 
     accepted: bool
     cause: Literal["", "busy", "policy", "driver", "unsupported", "draining", "constraint", "storage"] = ""

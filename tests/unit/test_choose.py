@@ -28,7 +28,6 @@ from edgeorch.model import (
     TaskState,
 )
 from edgeorch.scheduler import NEAR
-from edgeorch.scoring import Promised
 from edgeorch.seams import Seams
 
 OWN = "self000000"
@@ -221,27 +220,10 @@ def _change(here, rng, node, task, entries):
         case 7:
             known = list(books._lines)
             if known:
-                books.accepted(rng.choice(known), now)
+                books.accepted(rng.choice(known), now, shown=rng.random() < 0.5)
+                books.ended(rng.choice(known), now)
                 books.release(rng.choice(known))
         case 8:
             one = rng.choice(entries)
             refused = Refused("no", now, rng.random() < 0.5, rng.choice((0.0, 3.0)))
             one.refused = {**one.refused, node: refused}
-
-
-async def test_books_count_what_no_sample_shows_yet(view, autojump_clock):
-    books, table = Books(), view(1).membership
-    peer = table.get("n000000000")
-    assert books.on(peer) == Promised()
-    books.promise("a", peer.info.id, Resources(cpus=1, memory=5))
-    books.promise("b", peer.info.id, Resources(cpus=2))
-    assert books.on(peer) == Promised(2, 3.0, 5)
-    books.accepted("a", 1.0)
-    assert books.on(peer) == Promised(2, 3.0, 5)
-    later = msgspec.structs.replace(peer, sample_at=2.0)
-    assert books.on(later) == Promised(1, 2.0, 0)
-    books.promise("b", "other00000", Resources())
-    assert books.on(later) == Promised()
-    books.release("b")
-    books.release("b")
-    assert not books._pages

@@ -171,6 +171,28 @@ async def test_a_task_waits_and_says_why_then_runs_when_a_slot_is_free(autojump_
     assert (await ended(a, second)).state is T.SUCCEEDED
 
 
+async def test_what_waits_runs_as_soon_as_something_ends_elsewhere(autojump_clock, fleet, nursery):
+    """No sample is waited for: the report of the end tells of the free slot."""
+    a, _ = await started(fleet, nursery, "a", "b", slots=1)
+    longer = await a.submit("sleep", "100", placement={"node": "a"})
+    shorter = await a.submit("sleep", "4.5", placement={"node": "b"})
+    await until(a, shorter, lambda now: now.state is T.RUNNING)
+    waiting = await a.submit("print", "hello")
+    assert waiting.state is T.WAITING
+    assert (await ended(a, shorter)).state is T.SUCCEEDED
+    begun = trio.current_time()
+    assert (await ended(a, waiting)).attempts[-1].node_name == "b"
+    assert trio.current_time() - begun < 1.0
+    assert a.dispatch.ledger.open[longer.id].task.state is T.RUNNING
+
+
+async def test_the_answer_to_an_offer_brings_a_sample_with_the_attempt_in_it(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "4.5", placement={"node": "b"})
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    assert a.membership.told[b.id].slots_used == 1
+
+
 async def test_a_task_without_a_matching_node_runs_when_one_joins(autojump_clock, fleet, nursery):
     (a,) = await started(fleet, nursery, "a")
     task = await a.submit("true", placement={"constraints": ["name == b"]})

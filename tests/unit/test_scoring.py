@@ -41,7 +41,12 @@ samples = st.builds(
 rtts = st.floats(0, 5)
 specs = st.none() | st.builds(spec, cpus=st.floats(0, 64), memory=st.integers(0, 1 << 34))
 promises = st.builds(
-    Promised, slots=st.integers(0, 64), cpus=st.floats(0, 64), memory=st.integers(0, 1 << 33)
+    Promised,
+    slots=st.integers(0, 64),
+    cpus=st.floats(0, 64),
+    memory=st.integers(0, 1 << 33),
+    ended=st.integers(0, 64),
+    ended_cpus=st.floats(0, 64),
 )
 formulas = st.sampled_from(["edgeorch", "baobab"])
 
@@ -82,8 +87,16 @@ def test_nearer_is_better(m, one, other, wanted, promised):
 
 @given(samples, rtts, specs, promises, st.integers(0, 8), st.floats(0, 8), st.integers(0, 1 << 32))
 def test_what_was_promised_lowers_the_score(m, rtt, wanted, promised, slots, cpus, memory):
-    more = Promised(slots=promised.slots + slots, cpus=promised.cpus + cpus, memory=promised.memory + memory)
+    more = promised._replace(
+        slots=promised.slots + slots, cpus=promised.cpus + cpus, memory=promised.memory + memory
+    )
     assert value(m, rtt, wanted, more) <= value(m, rtt, wanted, promised)
+
+
+@given(samples, rtts, specs, promises, st.integers(0, 8), st.floats(0, 8))
+def test_what_has_ended_lowers_no_score(m, rtt, wanted, promised, ended, cpus):
+    more = promised._replace(ended=promised.ended + ended, ended_cpus=promised.ended_cpus + cpus)
+    assert value(m, rtt, wanted, more) >= value(m, rtt, wanted, promised)
 
 
 @given(samples, rtts, st.floats(0, 1e5), st.floats(0, 1e5))
