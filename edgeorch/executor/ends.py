@@ -2,7 +2,7 @@
 
 What an attempt came to is safe meanwhile. Its driver keeps the exit until the attempt is destroyed, which
 waits for the record: a node that starts after a crash finds the end there and tells it again, and an origin
-that has it already changes nothing.
+that has it already changes nothing. What the driver could not tell again is written at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,29 +43,33 @@ class Ends:
         self._jitter = jitter
         self._lines: dict[str, _Line] = {}
         self._work = trio.Event()
+        self._hurry = trio.Event()
 
-    def put(self, change: PutRun | EndRun) -> trio.Event:
+    def put(self, change: PutRun | EndRun, *, at_once: bool = False) -> trio.Event:
         """Write this soon, in place of what was to be written of the same run; set when it is on disk."""
         line = self._lines[change.run.offer.key] = _Line(change)
         self._work.set()
+        if at_once:
+            self._hurry.set()
         return line.written
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Write what there is, and go on trying while the disk is full: a result must not be forgotten."""
         task_status.started()
-        pause_s, wait_s = MOMENT_S, 0.5
+        wait_s = 0.5
         while True:
             await self._work.wait()
-            await trio.sleep(pause_s)
-            self._work = trio.Event()
+            with trio.move_on_after(MOMENT_S):
+                await self._hurry.wait()
+            self._work, self._hurry = trio.Event(), trio.Event()
             lines, self._lines = self._lines, {}
             left = await self._write(list(lines.values()))
-            pause_s = MOMENT_S
             if left:
                 # Behind what was put meanwhile, which is newer.
                 self._lines = {line.change.run.offer.key: line for line in left} | self._lines
                 self._work.set()
-                pause_s, wait_s = self._jitter(wait_s), min(wait_s * 2, MAX_BACKOFF_S)
+                await trio.sleep(self._jitter(wait_s))
+                wait_s = min(wait_s * 2, MAX_BACKOFF_S)
             else:
                 wait_s = 0.5
 

@@ -199,7 +199,9 @@ class Life:
         if self.remote:
             said = {"state": str(state), "exit_code": end.exit_code, "reason": end.reason}
             log.info("ended here", key=self.key, peer=self._origin, **said)
-            self.executor.ends.put(PutRun(run=self.run))
+            # Why it was stopped, or did not even start, its driver could not tell after a crash.
+            told = run.handle is not None and not self._stop_cause
+            self.executor.ends.put(PutRun(run=self.run), at_once=not told)
         else:
             await self._insist()
 

@@ -77,6 +77,34 @@ async def test_an_end_is_kept_where_the_origin_cannot_take_it(autojump_clock, fl
     assert (attempt.state, attempt.exit_code) == (A.FAILED, 3)
 
 
+@pytest.mark.parametrize(
+    ("argv", "fields", "state"),
+    [
+        (("sleep", "10"), {"timeout_s": 1}, A.TIMED_OUT),
+        (("fail-start", "no_program"), {}, A.FAILED),
+    ],
+)
+async def test_what_a_driver_cannot_tell_again_is_written_at_once(
+    autojump_clock, fleet, nursery, monkeypatch, argv, fields, state
+):
+    a, b = await started(fleet, nursery, "a", "b")
+
+    async def prepare(*_arguments):
+        await trio.sleep(0.5)
+
+    monkeypatch.setattr(ScriptedDriver, "prepare", prepare)
+    task = await a.submit(*argv, placement={"node": "b"}, retry={"max_attempts": 1}, **fields)
+    await trio.sleep(0.4)
+    fleet.network.partition(a.id, b.id)
+    await trio.sleep(0.01 + (1.1 if fields else 0.1))
+    (run,) = await b.store.runs()
+    assert run.state is state
+    b.crash()
+    fleet.network.heal(a.id, b.id)
+    await again(fleet, nursery, b)
+    assert (await ended(a, task)).current.state is state
+
+
 async def test_origin_dies_before_it_has_written_that_a_node_took_the_task(autojump_clock, fleet, nursery):
     a, _b = await started(fleet, nursery, "a", "b")
     task = await a.submit("sleep", "10", placement={"node": "b"}, retry={"max_attempts": 1})
