@@ -104,11 +104,8 @@ class Membership:
             self._discovery = discovery(fleet, self_info, watch, found=self._found, withdrawn=self._withdrawn)
         links.on_hello, links.on_up, links.on_down = self.on_hello, self.on_up, self.on_down
         links.on_barred = self.on_barred
-        handlers.requests |= {
-            Ping: self.handle_ping,
-            Goodbye: self.handle_goodbye,
-            GetCrl: self.handle_get_crl,
-        }
+        handlers.instant[Ping] = self.handle_ping
+        handlers.requests |= {Goodbye: self.handle_goodbye, GetCrl: self.handle_get_crl}
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Sample, probe, browse and dial until cancelled. Started once the first sample is there."""
@@ -260,7 +257,7 @@ class Membership:
         self.table.bar(node_id, why, trio.current_time())
         self._forget_replaced()
 
-    async def handle_ping(self, sender: From, ping: Ping) -> Pong:
+    def handle_ping(self, sender: From, ping: Ping) -> Pong:
         """Answer a probe; ``WireError`` when it claims another node."""
         return self.probe.answer(sender, ping)
 

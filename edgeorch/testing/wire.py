@@ -17,7 +17,7 @@ from edgeorch.model import NodeInfo
 from edgeorch.wire import From, Handlers, codec, frames, streams
 from edgeorch.wire.frames import Frame, Kind
 from edgeorch.wire.handshake import HANDSHAKE_S
-from edgeorch.wire.link import contained
+from edgeorch.wire.link import at_once, contained
 from edgeorch.wire.messages import TYPES, Hello, Message, Unsupported
 from edgeorch.wire.transport import DialError
 
@@ -291,7 +291,10 @@ class TwinPeers:
 
     async def answer(self, caller: "TwinPeers", frame: Frame) -> Message:
         """Answer a request as ``Link`` does."""
-        handler = self.handlers.requests.get(TYPES.get(frame.type, Message))
+        kind = TYPES.get(frame.type, Message)
+        if (instant := self.handlers.instant.get(kind)) is not None:
+            return at_once(instant, caller.origin(), frame)
+        handler = self.handlers.requests.get(kind)
         if handler is None:
             return Unsupported(type=frame.type)
         try:

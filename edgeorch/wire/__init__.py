@@ -36,6 +36,7 @@ class Sender(Protocol):
 
 
 Handler = Callable[[From, Any], Awaitable[Message]]
+InstantHandler = Callable[[From, Any], Message]
 StreamHandler = Callable[[From, Any, Sender], Awaitable[None]]
 
 
@@ -45,10 +46,16 @@ class Handlers:
 
     An ``EdgeorchError`` from a handler is sent as ``Failure``; anything else is logged with its traceback,
     answered with a ``Failure`` and contained to that request's connection.
+
+    Attributes:
+        requests: answered in a task of its own each.
+        streams: answered with a stream.
+        instant: answered by the link's reader, at once: what comes every second from everybody.
     """
 
     requests: dict[type[Message], Handler] = field(default_factory=dict)
     streams: dict[type[Message], StreamHandler] = field(default_factory=dict)
+    instant: dict[type[Message], InstantHandler] = field(default_factory=dict)
 
 
 class Peers(Protocol):

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from edgeorch.errors import EdgeorchError, NodeUnreachableError, WireError
-from edgeorch.wire import From, Handler, Handlers, codec, frames
+from edgeorch.wire import From, Handler, Handlers, InstantHandler, codec, frames
 from edgeorch.wire.frames import MAX_FRAME, Frame, Kind
 from edgeorch.wire.handshake import Greeted
 from edgeorch.wire.messages import TYPES, Failure, Message, Unsupported
@@ -237,8 +237,11 @@ class Link:
             raise WireError(f"request number {frame.id} is already in use")
         self.served += 1
         self.used = trio.current_time()
-        handler = self._handlers.requests.get(TYPES.get(frame.type, Message))
-        if handler is None:
+        kind = TYPES.get(frame.type, Message)
+        handler, instant = self._handlers.requests.get(kind), self._handlers.instant.get(kind)
+        if instant is not None:
+            self._answer(frame.id, at_once(instant, self.peer, frame))
+        elif handler is None:
             self._answer(frame.id, Unsupported(type=frame.type[:128]))
         elif len(self._inbound) >= MAX_INBOUND:
             detail = f"{MAX_INBOUND} requests are under way here"
@@ -302,6 +305,19 @@ async def contained(handler: Handler, peer: From, message: Message) -> Message:
     except EdgeorchError as error:
         return codec.as_failure(error)
     except Exception:
-        name = type(message).__name__
-        log.exception("a request from a peer failed", request=name, peer=peer.node_id)
-        return Failure(slug="error", detail=f"{name} failed on the node; its log says why")
+        return _failed(peer, type(message).__name__)
+
+
+def at_once(handler: InstantHandler, peer: From, frame: Frame) -> Message:
+    """The same of a handler that does not wait."""
+    try:
+        return handler(peer, codec.body(frame))
+    except EdgeorchError as error:
+        return codec.as_failure(error)
+    except Exception:
+        return _failed(peer, frame.type)
+
+
+def _failed(peer: From, request: str) -> Failure:
+    log.exception("a request from a peer failed", request=request, peer=peer.node_id)
+    return Failure(slug="error", detail=f"{request} failed on the node; its log says why")

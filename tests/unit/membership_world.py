@@ -190,7 +190,10 @@ class FakeLinks:
                 if self.world.silent(self.node.id, node_id):
                     await trio.sleep_forever()
                 other = self.world.nodes[node_id]
-                answer = await other.handlers.requests[type(request)](self.node.as_sender(), request)
+                if handler := other.handlers.instant.get(type(request)):
+                    answer = handler(self.node.as_sender(), request)
+                else:
+                    answer = await other.handlers.requests[type(request)](self.node.as_sender(), request)
                 await trio.sleep(RTT / 2)
                 nursery.cancel_scope.cancel()
 

@@ -266,7 +266,7 @@ async def test_the_address_of_a_peer_is_where_it_listens(scene, autojump_clock):
     elsewhere = From(node_id=two.id, name=two.self_info.info.name, address="10.0.0.77")
     for message in (two.membership.hello(), Ping(info=two.self_info.info)):
         if isinstance(message, Ping):
-            await one.membership.handle_ping(elsewhere, message)
+            one.membership.handle_ping(elsewhere, message)
         else:
             one.membership.on_hello(elsewhere, message, None)
         assert one.table.get(two.id).address == "10.0.0.2"
@@ -277,7 +277,7 @@ async def test_a_ping_that_claims_another_node_is_refused(scene, autojump_clock)
     one, two, three = await fleet(nursery, world, 3)
     lie = Ping(info=three.self_info.info)
     with pytest.raises(WireError, match="claims"):
-        await one.membership.handle_ping(two.as_sender(), lie)
+        one.membership.handle_ping(two.as_sender(), lie)
 
 
 async def test_revocation_lists_spread_and_a_bad_one_is_asked_for_once(scene, autojump_clock):

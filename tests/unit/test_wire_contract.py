@@ -102,6 +102,24 @@ async def test_a_defect_in_a_handler_is_logged_and_costs_one_request(kind):
         assert await peers.call(B, Goodbye()) == Done()
 
 
+async def test_an_instant_answer_fails_as_any_other_does(kind):
+    def renew(sender, request):
+        if request.keys == ("x",):
+            raise ConflictError("busy", hint="wait")
+        if request.keys == ("y",):
+            raise ZeroDivisionError
+        return Renewed(keys=(sender.node_id, *request.keys))
+
+    async with open_pair(kind, Handlers(instant={Renew: renew})) as peers:
+        assert await peers.call(B, Renew(keys=("z",))) == Renewed(keys=(A, "z"))
+        with pytest.raises(ConflictError, match="busy"):
+            await peers.call(B, Renew(keys=("x",)))
+        with structlog.testing.capture_logs() as logs, pytest.raises(EdgeorchError, match="Renew failed"):
+            await peers.call(B, Renew(keys=("y",)))
+        assert [line["request"] for line in logs] == ["Renew"]
+        assert await peers.call(B, Renew(keys=())) == Renewed(keys=(A,))
+
+
 async def test_a_request_nobody_handles_is_unsupported(kind):
     async with open_pair(kind, Handlers()) as peers:
         with pytest.raises(UnsupportedMessageError, match="Renew"):
