@@ -179,10 +179,11 @@ class Leases:
         now = self.seams.boottime()
         if entry.at_most_once and not entry.task.cancelling and not entry.task.state.terminal:
             if entry.unreachable_at is None:
-                entry.unreachable_at = now
+                entry.unreachable_at, entry.expires = now, now + 1.0
                 since = self.seams.wall() - self.lease.lease_s
                 entry.update(reason=f"node {attempt.node_name} unreachable since {_utc(since)}")
                 await self.ledger.commit(entry, self.ledger.state_changes(entry))
+                return  # it may have been heard again while that was written
             if now - entry.unreachable_at < self.lease.lost_after_s:
                 entry.expires = now + 1.0
                 return

@@ -318,6 +318,28 @@ async def test_an_at_most_once_task_is_never_replaced(autojump_clock, fleet, nur
     assert trio.current_time() - start == pytest.approx(3600, abs=10)
 
 
+async def test_a_target_may_be_heard_while_its_silence_is_written(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    a, b = await started(fleet, nursery, "a", "b")
+    a.me.cpu_busy = 0.9
+    task = await a.submit("sleep", "60", retry={"max_attempts": 1})
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    ledger, commit, heard = a.dispatch.ledger, a.dispatch.ledger.commit, []
+
+    async def slow_commit(entry, *rest):
+        await commit(entry, *rest)
+        if entry.unreachable_at is not None:
+            a.dispatch.leases.extend(entry)
+            heard.append(entry)
+
+    monkeypatch.setattr(ledger, "commit", slow_commit)
+    b.crash(host=True)
+    await trio.sleep(30)
+    assert heard
+    assert (await a.store.task(task.id)).state is T.RUNNING
+
+
 async def test_why_a_task_has_ended_stays_when_its_lost_target_comes_back(autojump_clock, fleet, nursery):
     a, b = await started(fleet, nursery, "a", "b")
     task = await a.submit(
