@@ -417,6 +417,7 @@ class Life:
         put = PutRun(run=self.run)
         try:
             if self.remote:
+                # Before it is told: what comes after a crash must have a higher number.
                 await self.executor.store.commit_runs([put])
                 if self._nursery is not None:
                     self._nursery.start_soon(self._report_running)

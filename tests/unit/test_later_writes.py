@@ -77,6 +77,18 @@ async def test_an_end_is_kept_where_the_origin_cannot_take_it(autojump_clock, fl
     assert (attempt.state, attempt.exit_code) == (A.FAILED, 3)
 
 
+async def test_that_a_service_runs_is_on_the_disk_before_it_is_told(autojump_clock, fleet, nursery):
+    """Else its loss after a power cut would have a number that the origin has seen already."""
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "100", placement={"node": "b"}, retry={"max_attempts": 1})
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    b.crash(host=True)
+    b.host.services.clear()
+    await again(fleet, nursery, b)
+    assert (await ended(a, task)).state is T.LOST
+    assert trio.current_time() < 5
+
+
 @pytest.mark.parametrize(
     ("argv", "fields", "state"),
     [
