@@ -25,9 +25,10 @@ NativeRule = Literal["auto", "any", "listed", "off"]
 Namespace = Literal["network", "pid", "ipc", "uts", "userns"]
 PolicyRole = Literal["submit", "admin"]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e10)]
+"""Finite: what is never over would have to be a case of its own wherever one counts with it."""
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Limit = Annotated[float, msgspec.Meta(ge=0)]
+Limit = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
 Whole = Annotated[int, msgspec.Meta(ge=0)]
 
 

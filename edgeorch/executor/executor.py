@@ -188,13 +188,14 @@ class Executor:
         return Admission(run, spec, service, self.slots.reserve(spec.resources), secrets or {})
 
     def _check_secrets(self, spec: TaskSpec, service: Service, secrets: Mapping[str, Secret] | None) -> None:
+        # Names of others would be those of files, and nobody has looked at them.
+        if secrets is not None and secrets.keys() != spec.secrets.keys():
+            raise Refusal("the task's secrets did not come with the offer", cause="unsupported")
         if not spec.secrets:
             return
         driver = self.drivers.get(driver_of(service))
         if driver is not None and (why := driver.available.no_secrets):
             raise Refusal(f"{self.me.info.name} cannot take secrets: {why}", cause="unsupported")
-        if secrets is not None and secrets.keys() != spec.secrets.keys():
-            raise Refusal("the task's secrets did not come with the offer", cause="unsupported")
 
     def launch(self, admission: Admission) -> None:
         """Start an admitted attempt, whose run is on disk now. Its slot goes to the attempt's task."""

@@ -30,6 +30,8 @@ LEASE_GRACE_S = 1.0
 """An attempt must be gone within 2 s of the end of its lease (DESIGN §8), tick included."""
 DRAIN_S = 1.0
 """For output in a pipe that somebody outside the attempt holds open."""
+LONGEST_S = 1e9
+"""No time that a daemon names is longer, also an endless one, and none shorter than nothing."""
 _CHUNK = 65_536
 _PIPE_CHUNKS = 16
 _FREE = nullcontext[Group | None](None)
@@ -120,16 +122,21 @@ class Attempts:
             return folder
         if self._shutdown is not None:
             raise spawn.SpawnError("driver_unavailable", "the runner is stopping")
+        if not request.argv:
+            raise spawn.SpawnError("invalid_service", "argv is empty", "name the program to run")
         try:
             attempt = self._start(request, folder)
         except OSError as error:
             hint = "look at the node's disk and limits"
             raise spawn.SpawnError("driver_unavailable", f"{folder}: {error.strerror}", hint) from None
+        except (ValueError, OverflowError) as error:
+            # What the system cannot take is trouble of this task, not of all services.
+            raise spawn.SpawnError("invalid_service", f"{request.key}: {error}") from None
         self._live[request.key] = attempt
         for fd in attempt.outputs:
             self._loop.watch(fd, READABLE, partial(self._on_output, attempt, fd))
         if request.lease_s is not None:
-            attempt.lease_until = now() + request.lease_s
+            attempt.lease_until = _from_now(request.lease_s)
             self._call_for_lease(attempt, attempt.lease_until)
         return folder
 
@@ -180,7 +187,7 @@ class Attempts:
     def _limit(self, main: int, group: Group | None, request: protocol.Start) -> None:
         try:
             self._limits.apply(main, group, request.cpus, request.memory)
-        except OSError:
+        except (OSError, ValueError, OverflowError):
             os.kill(main, signal.SIGKILL)
             if group is not None:
                 group.kill()
@@ -207,11 +214,10 @@ class Attempts:
 
     def renew(self, leases: dict[str, float]) -> None:
         """Extend leases, key to seconds from now; keys without a lease keep none."""
-        present = now()
         for key, lease_s in leases.items():
             attempt = self._live.get(key)
             if attempt is not None and attempt.lease_until is not None:
-                attempt.lease_until = present + lease_s
+                attempt.lease_until = _from_now(lease_s)
 
     def known(self) -> Iterator[Known]:
         """Every attempt that runs or is not forgotten."""
@@ -276,7 +282,7 @@ class Attempts:
 
     def _end(self, attempt: Attempt, grace_s: float) -> None:
         attempt.family.ending = True
-        attempt.kill_at = min(attempt.kill_at, now() + grace_s)
+        attempt.kill_at = min(attempt.kill_at, _from_now(grace_s))
         if not attempt.draining:
             self._ending[attempt.key] = attempt
         self._look_again()
@@ -385,6 +391,11 @@ class Attempts:
             log(f"cannot remove {left}: {error.detail}")
         else:
             self._helpers[pid] = key
+
+
+def _from_now(seconds: float) -> float:
+    """When so many seconds are over; what is no number counts as none."""
+    return now() + min(LONGEST_S, max(0.0, seconds))
 
 
 def _ended(attempt: Attempt) -> Ended:

@@ -1,15 +1,20 @@
 """The runner process by itself: its socket, its users, its end."""
 
 import os
+import random
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
+from odd_values import odd
 from real_runner import Runner
 
 from edgeorch import config as config_of
@@ -23,6 +28,10 @@ from edgeorch.runner.exits import Exits
 from edgeorch.runner.landlock import Landlock
 
 pytestmark = pytest.mark.timeout(60)
+
+
+TASK = "01j00000000000000000000000-0123456789"
+IGNORES = "trap '' TERM; while :; do sleep 0.1; done"
 
 
 @pytest.fixture
@@ -62,6 +71,53 @@ def test_the_doctor_says_what_limits_services_and_keeps_them_apart(tmp_path, clo
     assert "memory" in found["limits"].detail
     assert found["isolation"].state == ("ok" if closed and not Landlock([tmp_path]).missing else "warning")
     runner.end()
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("-inf"), float("nan"), 1e300, -1e300])
+def test_no_time_that_a_daemon_names_ends_the_runner(runner, seconds):
+    """One that was endless ended it, and with it every service."""
+    client = runner.connect()
+    client.receive()
+    lasting = {"argv": ("sleep", "60"), "env": {}, "output_max": 1000}
+    client.send(protocol.Start(id=1, key=f"{TASK}.1", **lasting))
+    client.send(protocol.Start(id=2, key=f"{TASK}.2", lease_s=seconds, **lasting))
+    client.send(protocol.Start(id=3, key=f"{TASK}.3", lease_s=60.0, **lasting))
+    client.send(protocol.Renew(leases={f"{TASK}.3": seconds}))
+    client.send(protocol.Start(id=4, key=f"{TASK}.4", **{**lasting, "argv": ("sh", "-c", IGNORES)}))
+    answered = [client.receive() for _ in range(4)]
+    client.send(protocol.Stop(id=5, key=f"{TASK}.4", grace_s=seconds))
+    client.send(protocol.Start(id=6, key=f"{TASK}.5", cpus=seconds, **lasting))
+    client.send(protocol.List(id=7))
+    while not isinstance(answered[-1], protocol.Listed):
+        answered.append(client.receive())
+        assert answered[-1] is not None, runner.end()
+    assert f"{TASK}.1" in {each.key for each in answered[-1].attempts if each.ended is None}
+    client.sock.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_that_a_daemon_sends_ends_the_runner(runner, seed):
+    rng = random.Random(seed)
+    keys = [f"{TASK}.{number}" for number in range(1, 4)]
+    words = {"words": [*keys, "true", "A=b", "/"], "fixed": {"key": keys[0]}}
+    kinds = (protocol.Start, protocol.Start, protocol.Stop, protocol.Forget, protocol.Renew, protocol.List)
+    keeper = runner.connect()
+    assert isinstance(keeper.receive(), protocol.Welcome)
+    for _ in range(150):
+        kind = rng.choice(kinds)
+        words["fixed"] = {"type": kind.__name__, "key": rng.choice(keys)} if rng.random() < 0.8 else {}
+        body = msgspec.msgpack.encode(odd(rng, kind, **words))
+        client = runner.connect()
+        client.sock.sendall(len(body).to_bytes(4, "big") + body)
+        client.sock.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            while client.sock.recv(1 << 16):
+                pass
+        client.sock.close()
+    keeper.send(protocol.List(id=7))
+    while not isinstance(keeper.receive(), protocol.Listed):
+        assert runner.process.poll() is None, runner.end()
+    keeper.sock.close()
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 50, struct.pack(">I", 4) + b"junk", b"GET / HTTP/1.1\r\n\r\n"])

@@ -136,6 +136,11 @@ async def test_an_offer_that_lacks_its_secrets_is_refused(autojump_clock, fleet,
     answer = await b.executor.accept(offer, {})
     assert (answer.accepted, answer.cause) == (False, "unsupported")
     assert "did not come" in answer.reason
+    plain = await running(a, await a.submit("sleep", "60", placement={"node": "a"}))
+    other = a.executor.lives()[f"{plain.id}.1"].run.offer
+    other = msgspec.structs.replace(other, number=2, spec=other.spec.replace(b'"node":"a"', b'"node":null'))
+    answer = await b.executor.accept(other, {"../../x": Secret(b"x")})
+    assert (answer.accepted, answer.cause) == (False, "unsupported"), "names that nobody has looked at"
     assert "requires" in repr(offer)
     assert VALUE not in repr(MakeOffer(offer=offer, secrets=KEPT))
 
