@@ -48,7 +48,8 @@ class Call:
         self.events: deque[ASGIReceiveEvent] = deque()
         self.keep_alive = keep_alive
         self.declared = int(head.once.get(b"content-length", b"0"))
-        self.hesitates = keep_alive and head.once.get(b"expect", b"").lower() == b"100-continue"
+        expects = head.once.get(b"expect", b"").lower()
+        self.hesitates = scope["http_version"] == "1.1" and expects == b"100-continue"
         self.complete = False
 
 

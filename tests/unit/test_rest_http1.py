@@ -185,6 +185,7 @@ def test_who_has_a_reason_is_told_to_go_on():
         return reader.call.hesitates
 
     assert hesitates(b"Expect: 100-Continue")
+    assert hesitates(b"Expect: 100-Continue", b"Connection: close"), "or it waits until it is too late"
     assert not hesitates(b"Expect: else")
     assert not hesitates()
     assert not hesitates(b"Expect: 100-continue", version=b"1.0")
