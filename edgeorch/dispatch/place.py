@@ -44,7 +44,10 @@ TOGETHER = 64
 """Plans of one transaction at most: so much is thought about before anybody else has a turn."""
 LOOK_AGAIN_S = 2.0
 TELL_S = 1.0
-"""A task that has waited for so long tells why; most are placed before anybody could read it."""
+"""A task that has waited for so long tells why; most are placed before anybody could read it. Its line must
+not have moved for so long either: of one that moves, each task would be written once more."""
+SHAPES = 256
+"""Lines whose last move is remembered."""
 
 
 @dataclass
@@ -110,6 +113,8 @@ class Placer:
         self.placed = Histogram()
         """From the acceptance of a task until a node has taken it for the first time."""
         ledger.on_queue = self.enqueue
+        self._moved: dict[str, float] = {}
+        """When a task of a shape was last placed from the queue, or told why it waits."""
         executor.slots.on_free = ledger.books.on_free = self.wake
 
     def enqueue(self, entry: Entry, seconds: float = 0.0) -> None:
@@ -220,7 +225,9 @@ class Placer:
                 plan = self.plan(entry)
                 if plan.placed or plan.changes:
                     plans.append(plan)
-                if not plan.placed:
+                if plan.placed:
+                    self._move(shape, trio.current_time())
+                else:
                     left.append(entry)
                     # A task that waits because nodes refused it says nothing about the ones behind it.
                     entry.passed_over += any(one.lasting for one in entry.refused.values())
@@ -280,13 +287,23 @@ class Placer:
 
     def _wait(self, entry: Entry, reason: str = "") -> Plan:
         waited_s = self.seams.age(entry.task.created_at, entry.task.created_tick)
-        if entry.task.reason and waited_s < TELL_S:
+        now = trio.current_time()
+        if entry.task.reason and (
+            waited_s < TELL_S or now - self._moved.get(entry.shape, -math.inf) < TELL_S
+        ):
             return Plan(entry)
+        self._move(entry.shape, now)
         reason = reason or self.view.why_none(entry)
         if reason == entry.task.reason:
             return Plan(entry)
         entry.update(reason=reason)
         return Plan(entry, changes=self.ledger.state_changes(entry))
+
+    def _move(self, shape: str, now: float) -> None:
+        self._moved.pop(shape, None)
+        self._moved[shape] = now  # the last one now
+        if len(self._moved) > SHAPES:
+            del self._moved[next(iter(self._moved))]
 
     def _plan_children(self, entry: Entry) -> Plan:
         chosen, reason = choose_nodes(entry.spec, self.view.rank(entry.spec, entry))

@@ -171,6 +171,24 @@ async def test_a_task_waits_and_says_why_then_runs_when_a_slot_is_free(autojump_
     assert (await ended(a, second)).state is T.SUCCEEDED
 
 
+async def test_the_next_of_a_line_that_moves_is_not_written_once_more(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    explained = []
+    why_none = a.dispatch.view.why_none
+    monkeypatch.setattr(
+        a.dispatch.view, "why_none", lambda entry: explained.append(entry.task.id) or why_none(entry)
+    )
+    tasks = [await a.submit("sleep", "0.4") for _ in range(12)]
+    slow = [await a.submit("sleep", "10") for _ in range(2)]
+    await ended(a, tasks[-1])
+    assert explained == [tasks[1].id]  # which had no reason before
+    assert "others of its kind" in a.dispatch.ledger.open[slow[1].id].task.reason
+    await trio.sleep(6)
+    assert "all 1 slots are in use" in a.dispatch.ledger.open[slow[1].id].task.reason
+
+
 async def test_what_waits_runs_as_soon_as_something_ends_elsewhere(autojump_clock, fleet, nursery):
     """No sample is waited for: the report of the end tells of the free slot."""
     a, _ = await started(fleet, nursery, "a", "b", slots=1)
