@@ -304,7 +304,7 @@ async def contained(handler: Handler, peer: From, message: Message) -> Message:
         return await handler(peer, message)
     except EdgeorchError as error:
         return codec.as_failure(error)
-    except Exception:
+    except Exception:  # noqa: BLE001  the node goes on, and its log has it
         return _failed(peer, type(message).__name__)
 
 
@@ -314,10 +314,10 @@ def at_once(handler: InstantHandler, peer: From, frame: Frame) -> Message:
         return handler(peer, codec.body(frame))
     except EdgeorchError as error:
         return codec.as_failure(error)
-    except Exception:
+    except Exception:  # noqa: BLE001  the node goes on, and its log has it
         return _failed(peer, frame.type)
 
 
 def _failed(peer: From, request: str) -> Failure:
-    log.exception("a request from a peer failed", request=request, peer=peer.node_id)
+    log.exception("a request from a peer failed", request=request, peer=peer.node_id)  # noqa: LOG004  called in one
     return Failure(slug="error", detail=f"{request} failed on the node; its log says why")
