@@ -194,17 +194,29 @@ def test_a_group_that_others_use_is_left_alone(delegated):
 def test_a_runner_of_root_steps_into_a_group_that_bounds_processes(tmp_path):
     """Of cgroup v2, as plain files; ``node/test_bad_services.py`` does it with the kernel's."""
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
-    (tmp_path / "edgeorch-runner-1").mkdir()
-    (tmp_path / "edgeorch-runner-1/runner").mkdir()
+    left = tmp_path / "edgeorch-runner-1234567890"
+    (left / "runner").mkdir(parents=True)
     made = Processes(77, root=True, group=(tmp_path, tmp_path))
     assert made.kept == ("cgroup:processes",)
     own = tmp_path / f"edgeorch-runner-{os.getpid()}"
     assert (own / "pids.max").read_text() == "77"
     assert (own / "cgroup.procs").read_text() == str(os.getpid())
     assert (tmp_path / "cgroup.subtree_control").read_text() == "+pids +memory +cpu"
-    assert not (tmp_path / "edgeorch-runner-1").exists()
+    assert not left.exists()
     made.leave()
     assert (tmp_path / "cgroup.procs").read_text() == str(os.getpid())
+
+
+def test_the_group_of_another_runner_that_starts_or_ends_meanwhile_is_let_alone(tmp_path, monkeypatch):
+    """A service's group is empty for a moment before its first process is in it."""
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    starting = tmp_path / f"edgeorch-runner-{os.getppid()}" / "service"
+    starting.mkdir(parents=True)
+    gone = [tmp_path / "edgeorch-runner-1234567890", tmp_path / "edgeorch-runner-odd"]
+    found = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*found(self, pattern), *gone])
+    assert Processes(77, root=True, group=(tmp_path, tmp_path)).kept == ("cgroup:processes",)
+    assert starting.exists()
 
 
 def test_a_bound_of_the_system_is_enough(tmp_path):
