@@ -190,14 +190,16 @@ class Connection(TCPServer):
             return
         begun = clock()
         await self.turn(self.address)
+        # A body that is too large is not read to its end, so nothing can follow it.
+        fits = call.declared <= self.api.max_body
         self.reply = Reply(
             self.flush,
             self.context.terminated.is_set,
             head_only=self.reader.head_only,
             version=call.scope["http_version"],
-            keep_alive=call.keep_alive,
+            keep_alive=call.keep_alive and fits,
         )
-        if call.hesitates and not call.events and call.declared <= self.api.max_body:
+        if call.hesitates and not call.events and fits:
             await self.flush(GO_ON)
         try:
             await self.app(

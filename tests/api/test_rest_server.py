@@ -394,6 +394,15 @@ async def test_expect_continue():
             await stream.send_all(post(b"", b"Expect: 100-continue", length=5000))
             head, _ = await one_answer(stream)
             assert head.startswith(b"HTTP/1.1 413")
+            assert b"\r\nconnection: close" in head, "its next request would be read as the body"
+
+
+async def test_a_refused_request_with_a_long_body_says_that_nothing_can_follow_it():
+    async with serving(max_body=1000) as running, await running.connect() as stream:
+        await stream.send_all(post(b"", path=b"/nowhere", length=5000))
+        head, _ = await one_answer(stream)
+        assert head.startswith(b"HTTP/1.1 404")
+        assert b"\r\nconnection: close" in head
 
 
 async def test_a_refused_request_with_a_short_body_keeps_the_connection():
