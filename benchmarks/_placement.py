@@ -389,14 +389,15 @@ class Fleet:
 
 
 def slowdown(policy: str, seed: int, tasks: int, mean_s: float) -> float:
-    """Mean slowdown under ``edgeorch``, ``baobab``, ``random`` or ``oracle``."""
+    """Mean slowdown under ``edgeorch``, the same with ``one origin``, ``baobab``, ``random`` or ``oracle``."""
     clock = trio.testing.MockClock()
 
     async def run() -> float:
         fleet = Fleet(seed, tasks, mean_s, clock)
         if policy == "oracle":
             return fleet.run([Oracle(fleet)])
-        places = fleet.machines[NODES // ORIGINS // 2 :: NODES // ORIGINS][:ORIGINS]
+        origins = 1 if policy == "one origin" else ORIGINS
+        places = fleet.machines[NODES // ORIGINS // 2 :: NODES // ORIGINS][:origins]
         scoring = Scoring(formula="baobab" if policy == "baobab" else "edgeorch")
         choose = any_free if policy == "random" else best
         return fleet.run([Origin(fleet, me, scoring, choose) for me in places])

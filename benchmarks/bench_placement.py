@@ -35,6 +35,7 @@ def main() -> int:
     set_up(Log(level="error"))
     sides = (
         ("edgeorch", "mean slowdown, {size}", "<= 1.25"),
+        ("one origin", "the same where one node takes all tasks", ""),
         ("baobab", "the same by the original's formula", ""),
         ("random", "the same by chance", ""),
     )

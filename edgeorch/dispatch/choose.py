@@ -128,7 +128,7 @@ class Chooser:
         spec, refused, now = entry.spec, entry.refused, trio.current_time()
         on, placed = self._books.on, self._books.pages
         fades = self._formula == "edgeorch"
-        best, found = 0.0, []
+        best, values, found = 0.0, [], []
         for peer in peers:
             node_id = peer.info.id
             promised = on(peer) if node_id in placed else NOTHING
@@ -144,9 +144,12 @@ class Chooser:
             if age > FRESH_S and fades:
                 value /= fading(age)
             best = max(best, value)
-            found.append((value, known))
+            values.append(value)
+            found.append(known)
         if not found:
             return None
         limit = best * (1 - NEAR)
-        value, (peer, _, driver, *_) = self._rng.choice([one for one in found if one[0] >= limit])
-        return Ranked(node=peer.info.id, node_name=peer.info.name, driver=driver, score=Score(value=value))
+        near = [at for at, value in enumerate(values) if value >= limit]
+        at = self._rng.choice(near)
+        info, score = found[at].peer.info, Score(value=values[at])
+        return Ranked(node=info.id, node_name=info.name, driver=found[at].driver, score=score)
