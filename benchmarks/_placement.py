@@ -389,7 +389,7 @@ class Fleet:
 
 
 def slowdown(policy: str, seed: int, tasks: int, mean_s: float) -> float:
-    """Mean slowdown under ``edgeorch``, the same with ``one origin``, ``baobab``, ``random`` or ``oracle``."""
+    """Mean slowdown: ``edgeorch``, the same with ``one origin``, ``baobab``, ``random`` or ``oracle``."""
     clock = trio.testing.MockClock()
 
     async def run() -> float:
