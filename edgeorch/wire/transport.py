@@ -10,6 +10,7 @@ from trio.abc import Stream
 
 from edgeorch.errors import NodeUnreachableError
 from edgeorch.identity import WIRE_ALPN, Identity, PeerIdentity, handshake_error
+from edgeorch.wire.socket_stream import WaitingStream
 
 _TLS_REASONS = {
     "HTTP_REQUEST": "not_tls",
@@ -81,23 +82,20 @@ class Tls:
             tcp = await trio.open_tcp_stream(host, port)
         except (OSError, UnicodeError) as error:
             raise DialError(f"{host} port {port}: {_why(error)}", reason="unreachable") from None
-        return await self._secure(
-            tcp, trio.SSLStream(tcp, self._identity.client_context(), https_compatible=True)
-        )
+        return await self._secure(tcp, self._identity.client_context(), server_side=False)
 
     async def accept(self, stream: Stream) -> Secured:
         """Do the server's side of the handshake."""
-        return await self._secure(
-            stream,
-            trio.SSLStream(stream, self._identity.server_context(), server_side=True, https_compatible=True),
-        )
+        return await self._secure(stream, self._identity.server_context(), server_side=True)
 
     def verify(self, certificate: bytes, their_time: float = 0.0) -> PeerIdentity:
         """Who this is."""
         return self._identity.verify_peer(certificate, their_time)
 
-    async def _secure(self, tcp: Stream, stream: "trio.SSLStream[Stream]") -> Secured:
+    async def _secure(self, tcp: Stream, context: ssl.SSLContext, *, server_side: bool) -> Secured:
+        under = WaitingStream(tcp) if isinstance(tcp, trio.SocketStream) else tcp
         # Messages carry their own end, so close_notify adds nothing (https_compatible).
+        stream = trio.SSLStream(under, context, server_side=server_side, https_compatible=True)
         address = ""
         try:
             if isinstance(tcp, trio.SocketStream):
