@@ -20,7 +20,7 @@ from _rounds import Row, line
 HERE = Path(__file__).parent
 ALONE = ("node", "runner", "peers")
 """These run by themselves: the first two compare nothing, the last needs what others have made."""
-LONGEST_S = 300
+LONGEST_S = 600
 
 
 def names() -> list[str]:
