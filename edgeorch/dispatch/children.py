@@ -111,7 +111,7 @@ class Parents:
 
     async def cancel(self, parent: Entry, record: PutAudit) -> None:
         """Cancel every child; the parent ends with the last of them. ``record`` tells who asked."""
-        if parent.task.cancelling:
+        if parent.task.state.terminal or parent.task.cancelling:
             return
         parent.update(cancelling=True, reason="being cancelled")
         try:

@@ -23,6 +23,7 @@ FOUND = {
     28: "the end of an attempt, late on its way to the disk, had a placed task placed again",
     31: "the end of a task that a full disk had refused was never written",
     44: "a waiting task whose start here a full disk had refused was never tried again",
+    99: "a parent that was out of time, not yet on the disk, was cancelled",
     101: "a lease was over before a slow disk let its offer go out",
     116: "a callback after a restart had the key of one that had been delivered",
 }

@@ -555,6 +555,23 @@ async def test_a_parent_is_cancelled_whole_although_the_disk_refuses(autojump_cl
     assert len(await store.audit(AuditFilter())) == 2
 
 
+async def test_cancelling_a_parent_that_is_out_of_time_does_not_change_why_it_ended(
+    autojump_clock, fleet, nursery
+):
+    a = fleet.add("a")
+    a.store = store = FailingStore(a.store)
+    await nursery.start(a.host.run)
+    await nursery.start(a.run)
+    parent = await a.submit("sleep", "1000", placement={"mode": "all"}, deadline_s=10)
+    await trio.sleep(5)
+    store.failing = True
+    await trio.sleep(10)
+    await a.dispatch.cancel(parent.id, ADMIN)
+    store.failing = False
+    parent = await ended(a, parent)
+    assert (parent.state, parent.reason) == (T.TIMED_OUT, "not done within deadline_s = 10")
+
+
 async def test_a_parent_whose_cancellation_was_cut_by_a_crash_is_cancelled_whole(
     autojump_clock, fleet, nursery
 ):
