@@ -16,7 +16,7 @@ DEVELOPED := $(VENV)/.developed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' edgeorch/__init__.py)
 SBOMS = $(patsubst playbooks/locks/%.txt,dist/edgeorch-$(VERSION)-%.cdx.json,$(wildcard playbooks/locks/py*.txt))
 
-.PHONY: help demo test lint audit dist sim chaos abuse fuzz lock bench bench-peers profile guard clean
+.PHONY: help demo test lint audit dist sim chaos abuse fuzz lock bench bench-peers soak profile guard clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r target what; do \

@@ -112,9 +112,9 @@ class Placer:
         """Until the answer to an offer."""
         self.placed = Histogram()
         """From the acceptance of a task until a node has taken it for the first time."""
-        ledger.on_queue = self.enqueue
         self._moved: dict[str, float] = {}
         """When a task of a shape was last placed from the queue, or told why it waits."""
+        ledger.on_queue = self.enqueue
         executor.slots.on_free = ledger.books.on_free = self.wake
 
     def enqueue(self, entry: Entry, seconds: float = 0.0) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from edgeorch.docker_options.networks import BUILT_IN
+from edgeorch.docker_options.networks import user_defined
 from edgeorch.docker_options.values import Values
 from edgeorch.model import ContainerFacts
 
@@ -49,7 +49,7 @@ def _written(values: Values, *names: str) -> tuple[str, ...]:
 
 def _networks(host: dict[str, Any], endpoints: Iterable[str]) -> list[str]:
     joined = dict.fromkeys((host["NetworkMode"], *endpoints))
-    return [name for name in joined if name not in BUILT_IN and not name.startswith("container:")]
+    return [name for name in joined if user_defined(name)]
 
 
 def _namespaces(host: dict[str, Any], endpoints: Iterable[str]) -> list[str]:

@@ -9,7 +9,12 @@ from edgeorch.errors import DockerOptionError
 
 # docker takes a value for the long form as soon as it has something like key=value inside
 _LONG_FORM = re.compile(r"\w+=\w+", re.ASCII)
-BUILT_IN = frozenset({"", "default", "bridge", "host", "none"})
+_BUILT_IN = frozenset({"", "default", "bridge", "host", "none"})
+
+
+def user_defined(network: str) -> bool:
+    """Whether it is none of the networks that every Engine has, nor another container's."""
+    return network not in _BUILT_IN and not network.startswith("container:")
 
 
 @dataclass(slots=True)
@@ -27,7 +32,7 @@ class Attachment:
     @property
     def user_defined(self) -> bool:
         """Whether it is none of the networks that every Engine has."""
-        return self.target not in BUILT_IN and not self.target.startswith("container:")
+        return user_defined(self.target)
 
     def endpoint(self) -> dict[str, Any]:
         """``EndpointSettings`` of the Engine API; empty where there is nothing to say."""

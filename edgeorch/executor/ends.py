@@ -5,7 +5,7 @@ waits for the record: a node that starts after a crash finds the end there and t
 that has it already changes nothing. What the driver could not tell again is written at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from edgeorch.errors import StorageError
+from edgeorch.seams import Seams
 from edgeorch.store import AttemptStore, EndRun, PutRun
 
 log = structlog.get_logger()
@@ -35,12 +36,12 @@ class Ends:
 
     Args:
         store: where they go.
-        jitter: gives a random part of so many seconds.
+        seams: chance.
     """
 
-    def __init__(self, store: AttemptStore, jitter: Callable[[float], float]) -> None:
+    def __init__(self, store: AttemptStore, seams: Seams) -> None:
         self._store = store
-        self._jitter = jitter
+        self._seams = seams
         self._lines: dict[str, _Line] = {}
         self._work = trio.Event()
         self._hurry = trio.Event()
@@ -68,7 +69,7 @@ class Ends:
                 # Behind what was put meanwhile, which is newer.
                 self._lines = {line.change.run.offer.key: line for line in left} | self._lines
                 self._work.set()
-                await trio.sleep(self._jitter(wait_s))
+                await trio.sleep(wait_s * self._seams.rng.uniform(0.5, 1.0))
                 wait_s = min(wait_s * 2, MAX_BACKOFF_S)
             else:
                 wait_s = 0.5

@@ -130,7 +130,7 @@ class Executor:
         self.store = store
         self.origins = origins
         self.seams = seams
-        self.ends = Ends(store, lambda seconds: seconds * seams.rng.uniform(0.5, 1.0))
+        self.ends = Ends(store, seams)
         self._rules = rules
         self._lives: dict[str, Life] = {}
         self._admitting: dict[str, _Admitting] = {}

@@ -10,6 +10,7 @@ import trio
 
 from edgeorch.errors import DriverError, EdgeorchError, StorageError
 from edgeorch.executor.driver import Driver, Launch
+from edgeorch.executor.ends import MAX_BACKOFF_S
 from edgeorch.model import AttemptState, Exit, Handle, Run, Service, TaskSpec
 from edgeorch.scheduler import driver_of
 from edgeorch.secret import Secret
@@ -24,7 +25,6 @@ T = TypeVar("T")
 
 log = structlog.get_logger()
 
-MAX_BACKOFF_S = 30.0
 SHORT_S = 0.05
 """A service that is over within this time is told of once: its start and its end are one transaction."""
 RESOLUTION_S = 0.001
