@@ -12,7 +12,7 @@ from _rounds import compare, options, show
 
 from edgeorch.config import Log
 from edgeorch.logs import set_up
-from edgeorch.model import Caller, Event, Task, TaskState, new_task_id
+from edgeorch.model import Caller, Event, Task, TaskState, ulid
 from edgeorch.store import PutEvent, PutTask, TaskChange
 from edgeorch.store.sqlite import SqliteStore
 
@@ -23,7 +23,7 @@ IN_FLIGHT = (1, 8, 64)
 
 def change() -> list[TaskChange]:
     """What accepting a task writes."""
-    task_id = new_task_id(time.time(), RNG, "0123456789")
+    task_id = ulid(time.time(), RNG.getrandbits(80), "0123456789")
     task = Task(
         id=task_id,
         name="resize",

@@ -446,18 +446,16 @@ def new_node_id(rng: random.Random) -> str:
     return "".join(rng.choices(CROCKFORD, k=NODE_ID_LENGTH))
 
 
-def new_task_id(wall: float, rng: random.Random, node_id: str) -> str:
-    """``ULID-NODEID`` in lower case (ULID: github.com/ulid/spec): sorts by time, names its origin."""
-    return ulid(wall, rng.getrandbits(80), node_id)
-
-
 def ulid(wall: float, bits: int, node_id: str) -> str:
     """``ULID-NODEID`` with 80 bits that tell it from others of the same millisecond."""
     return ulid_of((int(wall * 1000) & ((1 << 48) - 1)) << 80 | bits & ((1 << 80) - 1), node_id)
 
 
 def ulid_of(number: int, node_id: str) -> str:
-    """``ULID-NODEID`` of a number: milliseconds since the epoch, then 80 bits."""
+    """``ULID-NODEID`` of a number: milliseconds since the epoch, then 80 bits.
+
+    In lower case (ULID: github.com/ulid/spec): it sorts by time and names its origin.
+    """
     return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(120, -1, -10)]) + f"-{node_id}"
 
 

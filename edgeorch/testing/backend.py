@@ -23,7 +23,7 @@ from edgeorch.model import (
     Task,
     TaskSpec,
     TaskState,
-    new_task_id,
+    ulid,
 )
 from edgeorch.rest.backend import AuditPage, Idempotency, NodeView, Submission, TaskPage
 from edgeorch.store import AuditFilter, PutAudit, TaskFilter
@@ -154,7 +154,7 @@ class MemoryBackend:
         if self.ends:
             state = TaskState.SUCCEEDED
         task = Task(
-            id=new_task_id(WALL + self.submitted, self._rng, OWN_ID),
+            id=ulid(WALL + self.submitted, self._rng.getrandbits(80), OWN_ID),
             name=submission.spec.name,
             state=state,
             reason="" if self.accepts else "no node has a free slot",

@@ -22,7 +22,7 @@ from edgeorch.model import (
     Task,
     TaskSpec,
     TaskState,
-    new_task_id,
+    ulid,
 )
 from edgeorch.policy.callback_targets import CallbackTargets
 from edgeorch.seams import Seams
@@ -126,7 +126,7 @@ class World:
             offered_at=NOW,
         )
         known = {
-            "id": new_task_id(NOW + number, random.Random(number), "0123456789"),
+            "id": ulid(NOW + number, random.Random(number).getrandbits(80), "0123456789"),
             "name": "resize",
             "state": TaskState.RUNNING,
             "origin": "0123456789",

@@ -15,7 +15,7 @@ from real_fleet import PATIENCE_S, RealFleet, eventually
 
 from edgeorch.identity import Authority, issue, pem
 from edgeorch.identity.ca_files import CaFiles
-from edgeorch.model import Caller, NodeInfo, Offer, new_node_id, new_task_id
+from edgeorch.model import Caller, NodeInfo, Offer, new_node_id, ulid
 from edgeorch.wire import frames
 from edgeorch.wire.codec import body
 from edgeorch.wire.frames import FrameBuffer, Kind
@@ -283,7 +283,7 @@ def test_frames_that_are_none(stranger, tmp_path, fleet):
 
 def offer(node_id, number=1, *, task_id="", argv=("true",)):
     """An offer of the node with this id, or in the name of another task's origin."""
-    task_id = task_id or new_task_id(time.time(), random.Random(), node_id)
+    task_id = task_id or ulid(time.time(), random.Random().getrandbits(80), node_id)
     spec = {"name": "a", "service": [{"driver": "native", "argv": list(argv)}]}
     caller = Caller(token="mallory", role="submit")
     said = Offer(

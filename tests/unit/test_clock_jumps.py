@@ -13,7 +13,7 @@ from edgeorch.config import Callbacks as Settings
 from edgeorch.dispatch import accept
 from edgeorch.dispatch.requests import Idempotency, Submission
 from edgeorch.errors import StorageError
-from edgeorch.model import NativeService, Task, TaskSpec, new_task_id
+from edgeorch.model import NativeService, Task, TaskSpec, ulid
 from edgeorch.model import TaskState as T
 from edgeorch.seams import Seams, Tick
 from edgeorch.store import AuditFilter, DropCallback, TaskFilter
@@ -201,7 +201,7 @@ async def test_no_callback_has_the_key_of_an_earlier_one(autojump_clock, fleet, 
 
     first, other = (
         Task(
-            id=new_task_id(1e9 + n, fleet.rng, a.id),
+            id=ulid(1e9 + n, fleet.rng.getrandbits(80), a.id),
             name="t",
             state=T.RUNNING,
             origin=a.id,

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from edgeorch.dispatch.ids import Ids
-from edgeorch.model import new_task_id, number_of, origin_of, ulid_of
+from edgeorch.model import number_of, origin_of, ulid, ulid_of
 from edgeorch.seams import Seams
 
 NODE = "0123456789"
@@ -23,9 +23,9 @@ class Clock:
 
 def test_a_number_and_its_text():
     for seed in range(20):
-        made = new_task_id(NOW + seed, random.Random(seed), NODE)
+        made = ulid(NOW + seed, random.Random(seed).getrandbits(80), NODE)
         assert ulid_of(number_of(made), origin_of(made)) == made
-    assert number_of(new_task_id(NOW, random.Random(1), NODE)) >> 80 == int(NOW * 1000)
+    assert number_of(ulid(NOW, random.Random(1).getrandbits(80), NODE)) >> 80 == int(NOW * 1000)
 
 
 @pytest.mark.parametrize("off_s", [-86_400.0, 86_400.0, -1e9, 3e9, 0.0])

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from edgeorch.model import new_task_id
+from edgeorch.model import ulid
 from edgeorch.output import Folder, choose, folder_of, keys_in, remove, sweep
 
-KEYS = [f"{new_task_id(1000.0 + n, random.Random(n), '0123456789')}.1" for n in range(4)]
+KEYS = [f"{ulid(1000.0 + n, random.Random(n).getrandbits(80), '0123456789')}.1" for n in range(4)]
 
 
 def make(tasks, number, *, size=8192, changed=1000.0):

@@ -9,7 +9,7 @@ import trio
 
 from edgeorch.config import Store
 from edgeorch.dispatch.retention import EVERY_S, Retention
-from edgeorch.model import Caller, Task, TaskState, new_task_id
+from edgeorch.model import Caller, Task, TaskState, ulid
 from edgeorch.seams import Seams
 from edgeorch.store import PutTask
 from edgeorch.testing.stores import FailingStore, MemoryStore
@@ -37,7 +37,7 @@ class World:
     async def ended(self, *, days_ago):
         """A task that ended then, with its output; the key of its attempt."""
         at = self.now = NOW - days_ago * DAY
-        task_id = new_task_id(at, self.seams.rng, "0123456789")
+        task_id = ulid(at, self.seams.rng.getrandbits(80), "0123456789")
         task = Task(
             id=task_id,
             name="t",
@@ -80,7 +80,7 @@ async def test_what_is_old_goes_with_its_output(tmp_path):
 async def test_a_clock_that_is_set_costs_nobody_a_result(tmp_path, years):
     world = World(tmp_path)
     old, new = await world.ended(days_ago=2), await world.ended(days_ago=0.5)
-    stray = world.output(new_task_id(NOW, world.seams.rng, "0123456789"), NOW - DAY / 2)
+    stray = world.output(ulid(NOW, world.seams.rng.getrandbits(80), "0123456789"), NOW - DAY / 2)
     world.off = years * 365 * DAY
     await world.retention.clean()
     assert (await world.known(old), await world.known(new)) == (False, True)
@@ -95,7 +95,7 @@ async def test_output_that_no_task_tells_of_goes_by_its_own_age(tmp_path):
     world = World(tmp_path)
     ages = {0.5: True, 2: False, -0.5: True, -2: False}
     keys = {
-        age: world.output(new_task_id(NOW + age, world.seams.rng, "0123456789"), NOW - age * DAY)
+        age: world.output(ulid(NOW + age, world.seams.rng.getrandbits(80), "0123456789"), NOW - age * DAY)
         for age in ages
     }
     await world.retention.clean()

@@ -19,7 +19,6 @@ from edgeorch.model import (
     Run,
     Task,
     TaskState,
-    new_task_id,
     origin_of,
     ulid,
 )
@@ -48,7 +47,7 @@ from edgeorch.testing.stores import FailingStore, MemoryStore
 NOW = 1_800_000_000.0
 UP = 50.0
 SEAMS = Seams(wall=lambda: NOW, boottime=lambda: UP, rng=random.Random(1), boot=7)
-IDS = [new_task_id(NOW + n, random.Random(n), "0123456789") for n in range(6)]
+IDS = [ulid(NOW + n, random.Random(n).getrandbits(80), "0123456789") for n in range(6)]
 
 
 def task(number=0, *, state=TaskState.WAITING, name="job", node=None, owner="ann", parent=None, ended=None):

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from edgeorch.errors import StartError, StorageError
-from edgeorch.model import AttemptState, Caller, Event, Offer, Run, Task, TaskState, new_task_id, ulid
+from edgeorch.model import AttemptState, Caller, Event, Offer, Run, Task, TaskState, ulid
 from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
     AuditFilter,
@@ -28,13 +28,13 @@ from edgeorch.store import (
 from edgeorch.store.sqlite import SqliteStore
 
 NOW = 1_800_000_000.0
-ID = new_task_id(NOW, random.Random(1), "0123456789")
+ID = ulid(NOW, random.Random(1).getrandbits(80), "0123456789")
 DRAINED = PutAudit(id=ulid(2.0, 1, "0123456789"), at=2.0, token="t", via="", action="drain", subject="n")
 CALLER = Caller(token="ann", role="submit")
 
 
 def task(number=0, *, spec=b"{}", state=TaskState.WAITING):
-    task_id = new_task_id(NOW + number, random.Random(number), "0123456789")
+    task_id = ulid(NOW + number, random.Random(number).getrandbits(80), "0123456789")
     return Task(
         id=task_id,
         name="job",
