@@ -218,14 +218,14 @@ class _Connection(http.client.HTTPSConnection):
 
 
 def eventually(ask, what, seconds=ANSWER_S):
-    """The first true answer; asked again every 50 ms."""
+    """The first true answer; asked again every 50 ms, also where what is looked up is not there yet."""
     end, last = time.monotonic() + seconds, None
     while time.monotonic() < end:
         try:
             if answer := ask():
                 return answer
-        except (OSError, http.client.HTTPException) as error:
-            last = error
+        except (OSError, http.client.HTTPException, LookupError) as error:
+            last = repr(error)
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} s: {what} ({last or 'no error'})")
 
