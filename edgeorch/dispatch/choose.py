@@ -18,8 +18,8 @@ from edgeorch.scoring import FRESH_S, NOTHING, Formula, fading
 
 LARGE = 128
 """A fleet with this many other nodes that are alive, or more, is not looked at as a whole for each task."""
-SHORTLIST = 32
-"""So many of them are, by chance: the best of them is, two times of three, among the best 3 %."""
+SHORTLIST = 16
+"""So many of them are, by chance: the best of them is, two times of three, among the best 6 %."""
 SHAPES = 16
 """Shapes whose standings are kept: a node has few at a time."""
 
@@ -128,7 +128,7 @@ class Chooser:
         spec, refused, now = entry.spec, entry.refused, trio.current_time()
         on, placed = self._books.on, self._books.pages
         fades = self._formula == "edgeorch"
-        best, values, found = 0.0, [], []
+        found: list[tuple[float, Standing]] = []
         for peer in peers:
             node_id = peer.info.id
             promised = on(peer) if node_id in placed else NOTHING
@@ -140,16 +140,12 @@ class Chooser:
             value = known.value
             if value < 0 or (node_id in refused and entry.refusal_of(peer, now)):
                 continue
-            age = now - peer.sample_at
-            if age > FRESH_S and fades:
-                value /= fading(age)
-            best = max(best, value)
-            values.append(value)
-            found.append(known)
+            if fades and now - peer.sample_at > FRESH_S:
+                value /= fading(now - peer.sample_at)
+            found.append((value, known))
         if not found:
             return None
-        limit = best * (1 - NEAR)
-        near = [at for at, value in enumerate(values) if value >= limit]
-        at = self._rng.choice(near)
-        info, score = found[at].peer.info, Score(value=values[at])
-        return Ranked(node=info.id, node_name=info.name, driver=found[at].driver, score=score)
+        limit = max([value for value, _ in found]) * (1 - NEAR)
+        value, chosen = self._rng.choice([line for line in found if line[0] >= limit])
+        info = chosen.peer.info
+        return Ranked(node=info.id, node_name=info.name, driver=chosen.driver, score=Score(value=value))
