@@ -16,6 +16,8 @@ from edgeorch.runner.spawn import SpawnError
 _CHUNK = 65_536
 MAX_UNSENT = 32 << 20
 """Bytes that wait for one daemon; one that does not read for so long is disconnected."""
+ACCEPT_PAUSE_S = 1.0
+"""Before a daemon that could not be let in is tried again."""
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7), SO_PEERCRED
 
 
@@ -66,7 +68,7 @@ class Server:
         self._listener.bind(str(self._path))
         self._path.chmod(0o660)
         self._listener.listen(64)
-        self._loop.watch(self._listener.fileno(), READABLE, self._accept)
+        self._await_daemons()
         self._watch_linger()
 
     def close(self) -> None:
@@ -82,11 +84,20 @@ class Server:
         for peer in tuple(self._peers):
             self._send(peer, message)
 
+    def _await_daemons(self) -> None:
+        self._loop.watch(self._listener.fileno(), READABLE, self._accept)
+
     def _accept(self, _events: int) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:
-            return  # gone again, or out of descriptors: it stays in the queue
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors: whoever waits stays readable, and to be told so for ever would take a CPU.
+            log(f"cannot take a connection: {error.strerror}")
+            self._loop.watch(self._listener.fileno(), 0, self._accept)
+            self._loop.at(now() + ACCEPT_PAUSE_S, self._await_daemons)
+            return
         sock.setblocking(False)
         peer = Peer(sock)
         self._peers.add(peer)

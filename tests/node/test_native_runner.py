@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -176,6 +177,20 @@ def test_sigterm_ends_what_runs_and_records_it(runner):
     assert not runner.path.exists()
     assert exits(runner.folder) == {"a.1": ended}
     client.sock.close()
+
+
+def test_who_comes_while_no_descriptor_is_left_is_let_in_later(tmp_path):
+    runner = Runner(tmp_path)
+    pid = runner.process.pid
+    most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(used) + 1)) - used), most[1]))
+    client = runner.connect()
+    assert "cannot take a connection: Too many open files" in runner.process.stderr.readline()
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, most)
+    assert isinstance(client.receive(), protocol.Welcome)
+    client.sock.close()
+    assert runner.end().count("cannot take a connection") < 3  # once a second, not as fast as it can
 
 
 def test_a_lonely_runner_ends(tmp_path):
