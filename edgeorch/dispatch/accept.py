@@ -1,6 +1,7 @@
 """From a decoded spec to a task on disk."""
 
 from collections.abc import Sequence
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import msgspec
@@ -51,6 +52,24 @@ class Acceptor:
         self._service_id = 0
         self._reserved = 0
         """Up to here the store gives no number out again."""
+        self._untold: list[tuple[Task, PutAudit]] = []
+        self._some_untold = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Tell the journal what was accepted, until cancelled; mostly after the answer."""
+        task_status.started()
+        try:
+            while True:
+                await self._some_untold.wait()
+                self._some_untold = trio.Event()
+                self._tell()
+        finally:
+            self._tell()
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, []
+        for task, record in untold:
+            log.info("accepted", task=task.id, name=task.name, **fields_of(record))
 
     async def submit(
         self, submissions: Sequence[Submission], caller: Caller, idempotency: Idempotency | None
@@ -177,8 +196,7 @@ class Acceptor:
             changes.extend(marks)
             runs = [run for plan in plans for run in plan.runs]
             # A caller who goes away now must not leave memory and disk apart.
-            with trio.CancelScope(shield=True) as shield:
-                shield.deadline = trio.current_time() + 60
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 60):
                 await self.ledger.store.commit_both(changes, runs)
                 committed = True
                 self._reserved = max((self._reserved, *(mark.number for mark in marks)))
@@ -189,14 +207,21 @@ class Acceptor:
                 for plan in plans:
                     self.placer.undo(plan)
                     self.ledger.drop(plan.entry)
+        self._carry_out(plans, records)
+        return tuple(plan.entry.task for plan in plans)
+
+    def _carry_out(self, plans: Sequence[Plan], records: Sequence[PutAudit]) -> None:
         for plan, record in zip(plans, records, strict=True):
             task = plan.entry.task
-            log.info("accepted", task=task.id, name=task.name, **fields_of(record))
+            self._untold.append((task, record))
+            if plan.admission is not None:
+                self._tell()  # before what is told of its start
             self.ledger.saved(plan.entry, task, plan.entry.revision)
             self.placer.carry_out(plan)
-        if any(not plan.placed for plan in plans):
+        if self._untold:
+            self._some_untold.set()
+        if any(not plan.placed and self.ledger.queue.hopeful(plan.entry) for plan in plans):
             self.placer.wake()
-        return tuple(plan.entry.task for plan in plans)
 
     def _plan(self, submission: Submission, caller: Caller, at: float, tick: Tick) -> Plan:
         spec = submission.spec

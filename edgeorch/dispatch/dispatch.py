@@ -134,6 +134,7 @@ class Dispatch:
                 self.parents.take_up(entry)
             if entry.task.cancelling:
                 self.leases.end_attempt(entry, "cancelled")
+        await self._nursery.start(self.acceptor.run)
         await self._nursery.start(self.leases.run)
         await self._nursery.start(self.placer.run)
         await self._nursery.start(self.reconciler.run)

@@ -61,6 +61,14 @@ class Queue:
         """Whether a task of this shape waits that a newcomer of this priority must not overtake."""
         return any(-urgency >= priority for urgency, *_ in self._top(shape))
 
+    def hopeful(self, entry: Entry) -> bool:
+        """Whether an entry that was just pushed may find a place before anything else changes.
+
+        Not behind one that nobody has refused: that one was looked at since the last change, or will be.
+        """
+        first = self._top(entry.shape)[0][3]
+        return first is entry or bool(first.refused)
+
     def drain(self, shape: str) -> Iterator[Entry]:
         """Take entries of a shape, most urgent first; push back what finds no place."""
         heap = self._shapes.get(shape, [])

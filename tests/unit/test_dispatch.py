@@ -22,7 +22,7 @@ from edgeorch.errors import (
 from edgeorch.model import AttemptState as A
 from edgeorch.model import Caller, Exit, NativeService, Offer, PeerState, TaskSpec
 from edgeorch.model import TaskState as T
-from edgeorch.store import AuditFilter, PutRun, PutTask, TaskFilter
+from edgeorch.store import AuditFilter, PutAudit, PutRun, PutTask, TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import FailingStore
 from edgeorch.wire.messages import RunState
@@ -238,6 +238,45 @@ async def test_a_newcomer_does_not_overtake_its_like(autojump_clock, fleet, nurs
     newcomer = await a.submit("sleep", "1")
     first, second = await ended(a, waiting), await ended(a, newcomer)
     assert first.attempts[0].started_at < second.attempts[0].started_at
+
+
+async def test_a_newcomer_behind_its_like_costs_no_look_at_the_fleet(autojump_clock, fleet, nursery):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    running, looks = await a.submit("sleep", "1"), a.dispatch.view.took
+    tasks = [await a.submit("sleep", "0.1")]
+    await trio.testing.wait_all_tasks_blocked()
+    before = sum(looks.counts)
+    tasks += [await a.submit("sleep", "0.1") for _ in range(5)]
+    await trio.testing.wait_all_tasks_blocked()
+    assert sum(looks.counts) == before
+    tasks.append(await a.submit("sleep", "0.1", priority=90))
+    await trio.testing.wait_all_tasks_blocked()
+    assert sum(looks.counts) > before
+    await until(a, running, lambda now: now.state.terminal)
+    assert {(await ended(a, task)).state for task in tasks} == {T.SUCCEEDED}
+
+
+async def test_what_came_while_the_line_before_it_was_placed_is_placed_too(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    """It was planned behind another, which has left the queue by the time it is on the disk."""
+    (a,) = await started(fleet, nursery, "a", slots=2)
+    running = [await a.submit("sleep", "1") for _ in range(2)]
+    first, commit = await a.submit("sleep", "50"), a.store.commit_both
+
+    async def slowly(changes, runs=()):
+        if any(isinstance(one, PutAudit) for one in changes):
+            await trio.sleep(2)
+        return await commit(changes, runs)
+
+    monkeypatch.setattr(a.store, "commit_both", slowly)
+    late = await a.submit("sleep", "1")
+    assert late.state is T.WAITING
+    await trio.testing.wait_all_tasks_blocked()
+    assert (await ended(a, late)).attempts[0].started_at - late.created_at < 2.5
+    assert a.dispatch.ledger.open[first.id].task.state is T.RUNNING
+    assert running
+    monkeypatch.undo()
 
 
 async def test_cancel_while_waiting(autojump_clock, fleet, nursery):
