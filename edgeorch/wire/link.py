@@ -1,7 +1,7 @@
 """One connection to a peer that carries requests both ways, many at a time.
 
-No lock, channel or nursery per call: a caller leaves a slot behind and sleeps; one writer sends whatever has
-gathered since it last looked; one reader fills the slots.
+No lock, channel or nursery per call: a caller leaves a slot behind and sleeps; one reader fills the slots.
+What is alone on the link is sent at once; else one writer sends what has gathered since it last looked.
 """
 
 from collections.abc import Callable
@@ -63,6 +63,7 @@ class Link:
         self.since = self.used = trio.current_time()
         self.calls = self.served = self.late = 0
         self._connection = greeted.connection
+        self._stream = greeted.connection.secured.stream
         self._handlers = handlers
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -142,8 +143,8 @@ class Link:
         self.used = trio.current_time()
         left_s = trio.current_effective_deadline() - self.used
         self._number = number = self._number + 1
-        slot = _Slot(type(request), self._taken + len(self._out))
-        self._queue(Kind.REQUEST, number, request, left_s)
+        slot, alone = _Slot(type(request), self._taken + len(self._out)), not self._pending
+        self._queue(Kind.REQUEST, number, request, left_s, at_once=alone)
         self._pending[number] = slot
         self.calls += 1
 
@@ -161,31 +162,46 @@ class Link:
 
     # Sending
 
-    def _queue(self, kind: Kind, number: int, message: Message | None = None, left_s: float = inf) -> None:
+    def _queue(
+        self,
+        kind: Kind,
+        number: int,
+        message: Message | None = None,
+        left_s: float = inf,
+        *,
+        at_once: bool = False,
+    ) -> None:
         if self.ended:
             return
         frames.append(self._out, kind, number, message, left_s)
-        if self._writer is not None:
+        # What the socket has no room for is the writer's.
+        if self._writer is not None and not (at_once and self._push()):
             trio.lowlevel.reschedule(self._writer)
             self._writer = None
+
+    def _push(self) -> bool:
+        """Hand TLS all that is queued; whether the socket has taken it. The writer finds out what broke."""
+        data, self._out = self._out, bytearray()
+        self._taken += len(data)
+        try:
+            return self._stream.send_now(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
 
     async def _wait_for_room(self) -> None:
         while len(self._out) >= MAX_QUEUED and not self.ended:
             await self._room.park()
 
     async def _write(self) -> None:
-        stream = self._connection.secured.stream
-        while True:
-            if not self._out:
-                await self._wait_for_bytes()
-            data, self._out = self._out, bytearray()
-            self._taken += len(data)
-            try:
-                await stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                self.close("the connection broke", lost=True)
-                return
-            self._room.unpark_all()
+        try:
+            while True:
+                if not self._out:
+                    await self._wait_for_bytes()
+                if not self._push():
+                    await self._stream.drain()
+                self._room.unpark_all()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.close("the connection broke", lost=True)
 
     async def _wait_for_bytes(self) -> None:
         def stop(_: object) -> trio.lowlevel.Abort:
@@ -240,7 +256,8 @@ class Link:
         kind = TYPES.get(frame.type, Message)
         handler, instant = self._handlers.requests.get(kind), self._handlers.instant.get(kind)
         if instant is not None:
-            self._answer(frame.id, at_once(instant, self.peer, frame))
+            self._answer(frame.id, at_once(instant, self.peer, frame), at_once=True)
+            self._finish_drain()
         elif handler is None:
             self._answer(frame.id, Unsupported(type=frame.type[:128]))
         elif len(self._inbound) >= MAX_INBOUND:
@@ -270,9 +287,9 @@ class Link:
             del self._inbound[number]
             self._finish_drain()
 
-    def _answer(self, number: int, reply: Message) -> None:
+    def _answer(self, number: int, reply: Message, *, at_once: bool = False) -> None:
         try:
-            self._queue(Kind.ANSWER, number, reply)
+            self._queue(Kind.ANSWER, number, reply, at_once=at_once)
         except WireError as error:
             self._queue(Kind.ANSWER, number, codec.as_failure(error))
 

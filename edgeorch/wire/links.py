@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import structlog
 import trio
-from trio.abc import Stream
 
 from edgeorch.errors import IdentityError, NodeUnreachableError
 from edgeorch.identity import PeerIdentity
@@ -176,7 +175,7 @@ class Links:
                 return self._hello().info.id
             raise
 
-    async def accept(self, stream: Stream) -> None:
+    async def accept(self, stream: trio.SocketStream) -> None:
         """Carry a connection that came in, to its end.
 
         Raises:

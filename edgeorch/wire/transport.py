@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import trio
-from trio.abc import Stream
 
 from edgeorch.errors import NodeUnreachableError
 from edgeorch.identity import WIRE_ALPN, Identity, PeerIdentity, handshake_error
-from edgeorch.wire.socket_stream import WaitingStream
+from edgeorch.wire.tls_stream import PromptStream, TlsStream
 
 _TLS_REASONS = {
     "HTTP_REQUEST": "not_tls",
@@ -49,7 +48,7 @@ class Secured:
         certificate: the other end's, in DER.
     """
 
-    stream: Stream
+    stream: PromptStream
     address: str
     certificate: bytes
 
@@ -61,7 +60,7 @@ class Transport(Protocol):
         """Dial; raises ``DialError``."""
         ...
 
-    async def accept(self, stream: Stream) -> Secured:
+    async def accept(self, stream: trio.SocketStream) -> Secured:
         """Secure an accepted connection; raises ``DialError``."""
         ...
 
@@ -84,7 +83,7 @@ class Tls:
             raise DialError(f"{host} port {port}: {_why(error)}", reason="unreachable") from None
         return await self._secure(tcp, self._identity.client_context(), server_side=False)
 
-    async def accept(self, stream: Stream) -> Secured:
+    async def accept(self, stream: trio.SocketStream) -> Secured:
         """Do the server's side of the handshake."""
         return await self._secure(stream, self._identity.server_context(), server_side=True)
 
@@ -92,14 +91,10 @@ class Tls:
         """Who this is."""
         return self._identity.verify_peer(certificate, their_time)
 
-    async def _secure(self, tcp: Stream, context: ssl.SSLContext, *, server_side: bool) -> Secured:
-        under = WaitingStream(tcp) if isinstance(tcp, trio.SocketStream) else tcp
-        # Messages carry their own end, so close_notify adds nothing (https_compatible).
-        stream = trio.SSLStream(under, context, server_side=server_side, https_compatible=True)
-        address = ""
+    async def _secure(self, tcp: trio.SocketStream, context: ssl.SSLContext, *, server_side: bool) -> Secured:
+        stream, address = TlsStream(tcp, context, server_side=server_side), ""
         try:
-            if isinstance(tcp, trio.SocketStream):
-                address = _tune(tcp)
+            address = _tune(tcp)
             await stream.do_handshake()
         except (trio.BrokenResourceError, OSError) as error:
             await trio.aclose_forcefully(tcp)
@@ -107,10 +102,10 @@ class Tls:
         except BaseException:
             await trio.aclose_forcefully(tcp)
             raise
-        if stream.selected_alpn_protocol() != WIRE_ALPN:
+        if stream.tls.selected_alpn_protocol() != WIRE_ALPN:
             await trio.aclose_forcefully(tcp)
             raise DialError(f"{address} does not speak {WIRE_ALPN}", reason="alpn", refused=True)
-        return Secured(stream, address, stream.getpeercert(binary_form=True) or b"")
+        return Secured(stream, address, stream.tls.getpeercert(binary_form=True) or b"")
 
 
 def _dial_error(address: str, error: BaseException) -> DialError:

@@ -476,13 +476,13 @@ async def test_a_peer_that_does_not_read_holds_its_callers_back(net, autojump_cl
     await wait_all_tasks_blocked()
     link = a._links[B]
     gate = trio.Event()
-    send_all = link._connection.secured.stream.send_all
+    drain = link._connection.secured.stream.drain
 
-    async def blocked(data):
+    async def blocked():
         await gate.wait()
-        await send_all(data)
+        await drain()
 
-    link._connection.secured.stream.send_all = blocked
+    link._connection.secured.stream.drain = blocked
     big = Renew(keys=("x" * 100_000,))
     async with trio.open_nursery() as nursery:
         for _ in range(100):
@@ -501,10 +501,7 @@ async def test_a_request_that_never_left_says_so(net, autojump_clock):
     await wait_all_tasks_blocked()
     link = a._links[B]
 
-    async def blocked(_data):
-        await trio.sleep_forever()
-
-    link._connection.secured.stream.send_all = blocked
+    link._connection.secured.stream.drain = trio.sleep_forever
     caught = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_unwrapped, a.call, B, Goodbye(), caught)

@@ -14,6 +14,7 @@ from edgeorch.testing.wire import Network
 from edgeorch.wire import Handlers
 from edgeorch.wire.links import Links
 from edgeorch.wire.messages import Hello
+from edgeorch.wire.tls_stream import PromptStream
 from edgeorch.wire.transport import DialError, Secured
 
 NOW, ENDS = 1e9, 4e9
@@ -86,6 +87,35 @@ class MemoryNet:
             await trio.aclose_forcefully(stream)
 
 
+class MemoryStream(PromptStream):
+    """There is never room at once: the other end hears of it in a later turn, as over a network."""
+
+    def __init__(self, stream):
+        self._stream = stream
+        self._rest = bytearray()
+
+    def send_now(self, data):
+        self._rest += data
+        return not self._rest
+
+    async def drain(self):
+        data, self._rest = self._rest, bytearray()
+        await self._stream.send_all(data)
+
+    async def send_all(self, data):
+        self.send_now(data)
+        await self.drain()
+
+    async def receive_some(self, max_bytes=None):
+        return await self._stream.receive_some(max_bytes)
+
+    async def wait_send_all_might_not_block(self):
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self):
+        await self._stream.aclose()
+
+
 class _Transport:
     def __init__(self, net, node_id):
         self._net = net
@@ -99,7 +129,7 @@ class _Transport:
             await trio.sleep_forever()
         if host in net.down or host not in net.links:
             raise DialError(f"{host}: Connection refused", reason="unreachable")
-        ours, theirs = trio.testing.memory_stream_pair()
+        ours, theirs = map(MemoryStream, trio.testing.memory_stream_pair())
         net.streams += [ours, theirs]
         if host in net.closing:
             await theirs.aclose()
