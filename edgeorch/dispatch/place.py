@@ -102,6 +102,8 @@ class Placer:
         self.seams = seams
         self._nursery = nursery
         self._work = trio.Event()
+        self._left, self._seen = trio.Event(), view.membership.changed
+        """Set where a try left tasks waiting; what changes after that try began."""
         self._taken: list[Entry] = []
         self._some_taken = trio.Event()
         self.awaited: Counter[str] = Counter()
@@ -201,16 +203,23 @@ class Placer:
             nursery.start_soon(self._write_taken)
             task_status.started()
             while True:
-                self._work = trio.Event()
+                self._work, self._seen = trio.Event(), self.view.membership.changed
                 await self._pass()
+                if len(self.ledger.queue):
+                    self._left.set()
                 with trio.move_on_after(LOOK_AGAIN_S if len(self.ledger.queue) else math.inf):
                     await self._work.wait()
         raise AssertionError("unreachable")
 
     async def _heed_nodes(self) -> NoReturn:
+        """Only while tasks wait: some node is heard of all the time."""
         while True:
-            await self.view.membership.changed.wait()
-            self.wake()
+            await self._left.wait()
+            self._left, changed = trio.Event(), self._seen
+            while len(self.ledger.queue):
+                await changed.wait()
+                changed = self.view.membership.changed
+                self.wake()
 
     async def _pass(self) -> None:
         """One try for the head of each shape, and for those behind it while places are found.
