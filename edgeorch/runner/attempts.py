@@ -248,7 +248,7 @@ class Attempts:
             and not childless
             and (
                 any(each.family.main for each in ending)
-                or self._children.more_than(len(self._mains) + len(self._helpers))
+                or self._children.others_than(self._mains, self._helpers)
             )
         ):
             families = [attempt.family for attempt in self._live.values()]

@@ -84,7 +84,7 @@ def look(pid: int) -> Process | None:
 
 
 class Children:
-    """The children of this process, counted (CONFIG_PROC_CHILDREN, proc(5))."""
+    """The children of this process (CONFIG_PROC_CHILDREN, proc(5))."""
 
     def __init__(self) -> None:
         me = os.getpid()
@@ -93,13 +93,17 @@ class Children:
         except FileNotFoundError:
             self._fd = -1
 
-    def more_than(self, count: int) -> bool:
-        """Whether there may be more of them; True where the kernel cannot say."""
+    def others_than(self, *known: Collection[int]) -> bool:
+        """Whether there may be others of them; True where the kernel cannot say.
+
+        Orphans come to the main thread, whose list this is; one that another thread has just started may
+        still be missing from it.
+        """
         if self._fd < 0:
             return True
         # Exact here: children leave this list only by our own reaping.
         data = os.pread(self._fd, _CHUNK, 0)
-        return data.count(b" ") > count or len(data) == _CHUNK
+        return len(data) == _CHUNK or bool(set(map(int, data.split())).difference(*known))
 
 
 def environment(pid: int) -> set[bytes]:

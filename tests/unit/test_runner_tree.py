@@ -124,3 +124,17 @@ def test_look_sees_this_process():
 def test_a_signal_for_one_that_is_gone_or_replaced_goes_nowhere():
     me = tree.look(os.getpid())
     tree.send([me._replace(started=1), me._replace(pid=2**22 + 1)], signal.SIGKILL)
+
+
+def test_a_child_that_nobody_knows_is_seen_although_one_that_is_known_is_not_there_yet():
+    pids = {os.posix_spawn("/bin/sleep", ("sleep", "100"), {}) for _ in range(2)}
+    try:
+        children = tree.Children()
+        assert not children.others_than(pids)
+        assert not children.others_than(pids, {1: "not there yet"})
+        known = {max(pids), 1}
+        assert children.others_than(known)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
