@@ -168,12 +168,13 @@ class Acceptor:
         # One moment for all: they are accepted together, and a deep queue keeps it once.
         at, tick = self.ledger.seams.wall(), self.ledger.seams.tick()
         plans: list[Plan] = []
+        full: set[str] = set()
         changes: list[TaskChange] = []
         records: list[PutAudit] = []
         committed = False
         try:
             for submission in submissions:
-                plans.append(self._plan(submission, caller, at, tick))
+                plans.append(self._plan(submission, caller, at, tick, full))
                 changes.extend(plans[-1].changes)
                 task = plans[-1].entry.task
                 records.append(self.audit.record(caller, SUBMIT, task.id, task.name))
@@ -223,7 +224,8 @@ class Acceptor:
         if any(not plan.placed and self.ledger.queue.hopeful(plan.entry) for plan in plans):
             self.placer.wake()
 
-    def _plan(self, submission: Submission, caller: Caller, at: float, tick: Tick) -> Plan:
+    def _plan(self, submission: Submission, caller: Caller, at: float, tick: Tick, full: set[str]) -> Plan:
+        """``full``: shapes of which another of this moment has found no place."""
         spec = submission.spec
         service_id = None
         if submission.service_id:
@@ -242,11 +244,13 @@ class Acceptor:
             service_id=service_id,
         )
         entry = self.ledger.admit(task, spec)
-        if self.ledger.queue.ahead(entry.shape, spec.priority):
+        if entry.shape in full or self.ledger.queue.ahead(entry.shape, spec.priority):
             entry.update(reason="others of its kind wait before it")
             plan = Plan(entry)
         else:
             plan = self.placer.plan(entry)
+            if not plan.placed and not entry.refused:
+                full.add(entry.shape)
         if not plan.changes:
             plan.changes = self.ledger.state_changes(entry)
         return plan

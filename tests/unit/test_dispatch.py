@@ -20,7 +20,7 @@ from edgeorch.errors import (
     StorageError,
 )
 from edgeorch.model import AttemptState as A
-from edgeorch.model import Caller, Exit, NativeService, Offer, PeerState, TaskSpec
+from edgeorch.model import Caller, Exit, NativeService, Offer, PeerState, Resources, TaskSpec
 from edgeorch.model import TaskState as T
 from edgeorch.store import AuditFilter, PutAudit, PutRun, PutTask, TaskFilter
 from edgeorch.testing.fleet import ADMIN, VirtualFleet
@@ -187,6 +187,23 @@ async def test_the_next_of_a_line_that_moves_is_not_written_once_more(
     assert "others of its kind" in a.dispatch.ledger.open[slow[1].id].task.reason
     await trio.sleep(6)
     assert "all 1 slots are in use" in a.dispatch.ledger.open[slow[1].id].task.reason
+
+
+async def test_no_place_is_looked_for_behind_one_of_the_same_batch_that_found_none(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    (a,) = await started(fleet, nursery, "a", slots=2)
+    looked = []
+    best = a.dispatch.view.best
+    monkeypatch.setattr(a.dispatch.view, "best", lambda entry: looked.append(entry.shape) or best(entry))
+    one = TaskSpec(name="one", service=(NativeService(argv=("sleep", "4")),))
+    other = msgspec.structs.replace(one, resources=Resources(cpus=1))
+    batch = [Submission.of(spec, msgspec.json.encode(spec)) for spec in (*5 * [one], other)]
+    tasks = await a.dispatch.submit(batch, ADMIN)
+    assert len(looked) == 4
+    assert ["in use" in task.reason for task in tasks] == [False, False, True, False, False, True]
+    assert "others of its kind" in tasks[4].reason
+    assert [(await ended(a, task)).state for task in tasks] == [T.SUCCEEDED] * 6
 
 
 async def test_what_waits_runs_as_soon_as_something_ends_elsewhere(autojump_clock, fleet, nursery):
