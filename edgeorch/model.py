@@ -220,6 +220,8 @@ class Attempt(Kept, frozen=True, kw_only=True):
     reason: str = ""
     cause: str = ""
     """Short word for retry rules: ``failed``, ``oom``, ``timed_out``, ``image_unavailable``, …"""
+    silent: bool = False
+    """It has certainly printed nothing; no folder of it may be left."""
 
 
 class Caller(Kept, frozen=True, kw_only=True):

@@ -392,6 +392,7 @@ class Ledger:
                 "signal": end.signal,
                 "cause": end.cause,
                 "reason": end.reason,
+                "silent": end.silent,
             }
         return facts
 

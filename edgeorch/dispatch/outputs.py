@@ -153,6 +153,9 @@ class Outputs:
                         sent = True
                         yield msgspec.structs.replace(piece, attempt=attempt.number)
         except (NodeUnreachableError, NotFoundError):
+            if attempt.silent:
+                yield OutputEnd(why="ended")
+                return
             for tail in () if sent else _tails(request, task, attempt):
                 yield tail
             yield OutputEnd(why="tail-only")

@@ -100,6 +100,8 @@ class Attempts:
         self._ended = dict(records.recover())
         # Whoever had been given them is gone now.
         secrets.sweep()
+        self._deserted: set[str] = set()
+        """Those of the ended of which certainly no process is left, however well it hides."""
         self._mains: dict[int, Attempt] = {}
         self._helpers: dict[int, str] = {}
         """Processes that remove the folder of an attempt, and its key."""
@@ -253,6 +255,9 @@ class Attempts:
         ):
             families = [attempt.family for attempt in self._live.values()]
             members = tree.assign(tree.snapshot(), os.getpid(), families, self._helpers)
+        else:
+            # The runner has no children but main processes and helpers.
+            self._deserted.update(each.key for each in ending)
         for attempt in ending:
             self._press(attempt, members.get(attempt.key, ()))
         if self._shutdown is not None and not self._live and not self._helpers:
@@ -379,7 +384,8 @@ class Attempts:
 
     def _remove(self, key: str) -> None:
         """Remove work folder and exit. A full folder takes its time, so rm(1) does it beside the loop."""
-        left = self._records.clear(key)
+        left = self._records.clear(key, deserted=key in self._deserted)
+        self._deserted.discard(key)
         if not left:
             self._records.forget(key)
             return

@@ -1,7 +1,8 @@
 """The attempts' folders: ``WORK/KEY/`` holds ``work/`` and, once there is output, ``stdout`` and ``stderr``.
 
-How they ended is in ``WORK/.exits``. A folder with ``work/`` and without an exit belongs to an attempt that
-ran when the last runner died. Folders with neither are not the runner's. Earlier releases kept the exit in
+An attempt that is forgotten leaves its output; where there is none, its folder may become another's. How they
+ended is in ``WORK/.exits``. A folder with ``work/`` and without an exit belongs to an attempt that ran when
+the last runner died. Folders with neither are not the runner's. Earlier releases kept the exit in
 ``WORK/KEY/exit``, from where it is taken up.
 """
 
@@ -20,6 +21,7 @@ from edgeorch.runner import spawn, tree
 from edgeorch.runner.capped import tail_of
 from edgeorch.runner.exits import Exits
 from edgeorch.runner.protocol import Ended
+from edgeorch.runner.spares import Spares
 
 _LOST = Ended(cause="node_lost", reason="the runner that ran it has died, and the service with it")
 _KEY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}")
@@ -40,6 +42,7 @@ class Records:
         # A setgid work folder is one whose group is the daemon's other user, which reads and removes output.
         self.umask = 0o007 if shared else 0o077
         self._exits = Exits(f"{root}/.exits")
+        self._spares = Spares(f"{root}/.spare")
 
     def folder(self, key: str) -> str:
         """The attempt's folder.
@@ -58,6 +61,8 @@ class Records:
             OSError: disk full, no permission.
         """
         work = f"{folder}/work"
+        if self._spares.take(folder):
+            return work
         try:
             os.mkdir(folder)
         except FileExistsError:
@@ -84,8 +89,16 @@ class Records:
         """Put on disk what has changed. What a full disk does not take is lost with the next restart."""
         self._exits.write()
 
-    def clear(self, key: str) -> str:
-        """Remove the working folder; its name where it is not empty, which takes longer than one can wait."""
+    def clear(self, key: str, *, deserted: bool = False) -> str:
+        """Remove the working folder; its name where it is not empty, which takes longer than one can wait.
+
+        Args:
+            key: of the attempt.
+            deserted: nothing runs any more that could reach into its folders: where there is no output and
+                nothing else in them, they become those of a later attempt.
+        """
+        if deserted and self._spares.put(f"{self._root}/{key}"):
+            return ""
         work = f"{self._root}/{key}/work"
         try:
             os.rmdir(work)
@@ -102,6 +115,7 @@ class Records:
     def recover(self) -> Mapping[str, Ended]:
         """Every attempt of earlier runners that is not forgotten; what still runs of them is ended first."""
         self._exits.load()
+        self._spares.clear()
         lost: list[str] = []
         for entry in os.scandir(self._root):
             if entry.name in self._exits.known or not _has_work(entry):

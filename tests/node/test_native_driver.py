@@ -306,7 +306,42 @@ async def test_destroy_keeps_the_output_and_nothing_else(driver, tmp_path):
     assert text(handle.stdout) == "out\n"
     empty, _ = await run(driver, launch("true", key="task.2"))
     await driver.destroy(empty)
-    assert names_beside(empty) == []
+    assert not Path(empty.stdout).parent.exists()
+
+
+async def test_the_folder_of_a_service_that_has_left_nothing_is_used_again(driver, tmp_path):
+    for number in range(3):
+        handle, end = await run(driver, launch("sh", "-c", 'test -z "$(ls -A)"', key=f"task.{number}"))
+        assert (end.exit_code, end.silent) == (0, True)
+        await driver.destroy(handle)
+    left = sorted(path.name for path in (tmp_path / "tasks").iterdir() if path.is_dir())
+    assert left == [".spare"]
+    assert len(list((tmp_path / "tasks/.spare").iterdir())) == 1
+
+
+async def test_the_folder_of_a_service_that_may_have_left_a_process_is_not(driver, fifo, tmp_path):
+    script = tmp_path / "daemon.py"
+    script.write_text(
+        "import os, time; os.setsid()\n"
+        f"open({str(fifo.path)!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(999)"
+    )
+    code = (
+        "import os, sys\n"
+        "if os.fork():\n    open(sys.argv[2]).read(1); os._exit(0)\n"
+        "if os.fork():\n    os._exit(0)\n"
+        "os.execve(sys.executable, [sys.executable, '-IS', sys.argv[1]], {})"
+    )
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    other = await driver.start(launch("sleep", "1000", key="task.2"))
+    handle = await driver.start(launch(*python(code, script, gate)))
+    daemon = Watched(await fifo.line())
+    gate.write_text("x")
+    assert (await driver.wait(handle)).exit_code == 0
+    await driver.destroy(handle)
+    assert names_beside(handle) == []
+    await driver.stop(other, 5)
+    await daemon.gone()
 
 
 async def test_a_cancelled_start_leaves_nothing_running(driver, fifo):

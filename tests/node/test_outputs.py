@@ -127,6 +127,19 @@ def test_parts_of_an_output(fleet):
         assert (status, json.loads(body)["detail"]) == (404, f"task {task['id']} has no attempt 7")
 
 
+def test_of_a_task_that_printed_nothing_the_output_is_whole(fleet):
+    """Its folder has gone to another task by then."""
+    kitchen, garage, attic = fleet.nodes.values()
+    for target in ("kitchen", "garage"):
+        task = kitchen.submit("true", **on(target))
+        kitchen.ended(task)
+        folder = fleet.nodes[target].folder / f"state/tasks/{task['id']}.1"
+        eventually(lambda folder=folder: not folder.exists(), "the folder is gone")
+        for node in (kitchen, garage, attic):
+            with following(node, task, "follow=true&format=ndjson") as follower:
+                assert (follower.tail_only, pieces(follower.rest())) == (False, [{"end": "ended"}])
+
+
 def test_a_follower_resumes_where_it_was_cut(fleet, tmp_path):
     kitchen, _, attic = fleet.nodes.values()
     gate = tmp_path / "gate"
