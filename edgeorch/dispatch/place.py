@@ -230,7 +230,7 @@ class Placer:
         plans: list[Plan] = []
         for shape in self.ledger.queue.shapes():
             left: list[Entry] = []
-            for entry in self.ledger.queue.drain(shape):
+            for entry in self._line(shape):
                 plan = self.plan(entry)
                 if plan.placed or plan.changes:
                     plans.append(plan)
@@ -251,6 +251,13 @@ class Placer:
                     self.ledger.queue.push(entry)
         if plans:
             await self._commit(plans)
+
+    def _line(self, shape: str) -> Iterator[Entry]:
+        """The waiting of a shape, until there is certainly no place for the next one."""
+        for entry in self.ledger.queue.drain(shape):
+            yield entry
+            if self.executor.slots.full and self.view.alone:
+                return
 
     async def _commit(self, plans: Sequence[Plan]) -> None:
         try:

@@ -93,6 +93,11 @@ class View:
             if peer.state is PeerState.ALIVE
         }
 
+    @property
+    def alone(self) -> bool:
+        """Whether no other node answers."""
+        return all(peer.state is not PeerState.ALIVE for peer in self.membership.snapshot().values())
+
     def find(self, name_or_id: str, *, gone: bool = False) -> Peer:
         """A node by id, name, or ``self``.
 

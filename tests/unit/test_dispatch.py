@@ -206,6 +206,19 @@ async def test_no_place_is_looked_for_behind_one_of_the_same_batch_that_found_no
     assert [(await ended(a, task)).state for task in tasks] == [T.SUCCEEDED] * 6
 
 
+async def test_a_node_alone_looks_once_for_each_slot_that_is_freed(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    (a,) = await started(fleet, nursery, "a", slots=1)
+    tasks = [await a.submit("sleep", "0.3") for _ in range(5)]
+    await trio.sleep(0.1)
+    looked = []
+    best = a.dispatch.view.best
+    monkeypatch.setattr(a.dispatch.view, "best", lambda entry: looked.append(entry.task.id) or best(entry))
+    await ended(a, tasks[-1])
+    assert looked == [task.id for task in tasks[1:]]
+
+
 async def test_what_waits_runs_as_soon_as_something_ends_elsewhere(autojump_clock, fleet, nursery):
     """No sample is waited for: the report of the end tells of the free slot."""
     a, _ = await started(fleet, nursery, "a", "b", slots=1)
