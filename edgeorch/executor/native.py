@@ -51,6 +51,8 @@ class NativeDriver:
         self._watched: dict[str, trio.Event] = {}
         self._unwanted: set[str] = set()
         """What the runner shall forget when it is back, and what it is ending for that."""
+        self._leaving: set[str] = set()
+        """What it was told to forget, and may not have read yet."""
         self._available = Available(reason="the runner is not connected yet")
         self._changed = trio.Event()
 
@@ -153,11 +155,16 @@ class NativeDriver:
         await self._ask(lambda number: protocol.Stop(id=number, key=handle.ref, grace_s=grace_s))
 
     async def destroy(self, handle: Handle) -> None:
-        """Remove exit and work folder; where the runner is away, as soon as it is back."""
+        """Have exit and work folder removed; where the runner is away, as soon as it is back."""
         if self._link is None:
             self._unwanted.add(handle.ref)
             return
-        await self._ask(lambda number: protocol.Forget(id=number, key=handle.ref))
+        if self._known.get(handle.ref) is None:
+            await self._ask(lambda number: protocol.Forget(id=number, key=handle.ref))
+        else:
+            # It has ended, so nobody needs to wait: whatever is answered later says that this was read.
+            self._leaving.add(handle.ref)
+            self._link.post(protocol.Forget(id=protocol.UNASKED, key=handle.ref))
         self._known.pop(handle.ref, None)
         self._handles.pop(handle.ref, None)
 
@@ -174,10 +181,14 @@ class NativeDriver:
         """Ask until there is an answer: every request may be repeated."""
         while True:
             link = await self._link_up()
+            before = self._leaving.copy()
             try:
-                return (await link.ask(build))[0]
+                answer = (await link.ask(build))[0]
             except LinkLostError:
                 self._unlink(link)
+            else:
+                self._leaving -= before
+                return answer
 
     async def _link_up(self) -> RunnerLink:
         while self._link is None:
@@ -188,6 +199,8 @@ class NativeDriver:
         if self._link is link:
             self._link = None
             self._linked = trio.Event()
+            self._unwanted |= self._leaving
+            self._leaving.clear()
 
     def _drop(self, key: str) -> None:
         """End and forget an attempt for whose start nobody waits any more."""

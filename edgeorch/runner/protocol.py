@@ -60,7 +60,7 @@ class Stop(_Message, frozen=True, kw_only=True):
 
 
 class Forget(_Message, frozen=True, kw_only=True):
-    """End the attempt at once if it runs, drop its exit and work folder; answered with ``Done``."""
+    """End the attempt at once if it runs, drop its exit and work folder; ``Done`` if it has a number."""
 
     id: int
     key: str

@@ -165,6 +165,8 @@ class Server:
                 self._send(peer, self._start(request))
             case protocol.Stop(id=number, key=key, grace_s=grace_s):
                 self._attempts.stop(key, grace_s, lambda: self._send(peer, protocol.Done(id=number)))
+            case protocol.Forget(id=protocol.UNASKED, key=key):
+                self._attempts.forget(key, lambda: None)
             case protocol.Forget(id=number, key=key):
                 self._attempts.forget(key, lambda: self._send(peer, protocol.Done(id=number)))
             case protocol.Renew(leases=leases):

@@ -113,6 +113,12 @@ async def run(driver, order):
     return handle, end
 
 
+async def gone(driver, handle):
+    """Returns when the runner has forgotten it: requests are served in order."""
+    await driver.destroy(handle)
+    await driver.stop(handle, 0)
+
+
 async def test_runs_a_program_in_a_clean_environment(driver, monkeypatch):
     code = "import os; print(*os.environ); print(os.getcwd()); print(os.umask(0))"
     handle, end = await run(driver, launch(*python(code), env={"Q": "90"}))
@@ -305,7 +311,7 @@ async def test_destroy_keeps_the_output_and_nothing_else(driver, tmp_path):
     assert (await driver.wait(handle)).cause == "node_lost"
     assert text(handle.stdout) == "out\n"
     empty, _ = await run(driver, launch("true", key="task.2"))
-    await driver.destroy(empty)
+    await gone(driver, empty)
     assert not Path(empty.stdout).parent.exists()
 
 
@@ -313,7 +319,7 @@ async def test_the_folder_of_a_service_that_has_left_nothing_is_used_again(drive
     for number in range(3):
         handle, end = await run(driver, launch("sh", "-c", 'test -z "$(ls -A)"', key=f"task.{number}"))
         assert (end.exit_code, end.silent) == (0, True)
-        await driver.destroy(handle)
+        await gone(driver, handle)
     left = sorted(path.name for path in (tmp_path / "tasks").iterdir() if path.is_dir())
     assert left == [".spare"]
     assert len(list((tmp_path / "tasks/.spare").iterdir())) == 1
@@ -338,7 +344,7 @@ async def test_the_folder_of_a_service_that_may_have_left_a_process_is_not(drive
     daemon = Watched(await fifo.line())
     gate.write_text("x")
     assert (await driver.wait(handle)).exit_code == 0
-    await driver.destroy(handle)
+    await gone(driver, handle)
     assert names_beside(handle) == []
     await driver.stop(other, 5)
     await daemon.gone()
@@ -422,6 +428,21 @@ async def test_destroy_while_the_runner_is_away_is_made_up_for(driver, tmp_path)
     # Once more: what a round brings is on disk before the next.
     await driver.start(launch("true", key="task.3"))
     assert names_beside(handle) == []
+    assert handle.ref not in exits(tmp_path)
+
+
+async def test_what_a_dying_runner_has_not_read_the_next_one_is_told(driver, tmp_path):
+    handle, _ = await run(driver, launch("false"))
+    os.kill(driver._process.pid, signal.SIGSTOP)
+    await driver.destroy(handle)
+    os.kill(driver._process.pid, signal.SIGKILL)
+    with trio.fail_after(20):
+        for _ in range(2):
+            await driver.changed.wait()
+    assert driver.available.version
+    assert await driver.recover() == {}
+    for _ in range(2):
+        await driver.start(launch("true", key="task.2"))
     assert handle.ref not in exits(tmp_path)
 
 
