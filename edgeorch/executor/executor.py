@@ -63,8 +63,12 @@ class Admission:
         service: Service,
         reservation: Reservation,
         secrets: Mapping[str, Secret],
+        *,
+        at: float,
     ) -> None:
         self.secrets = secrets
+        self.at = at
+        """When the offer came (boot time): from then on its origin counts the lease."""
         self.run = run
         self.spec = spec
         self.service = service
@@ -185,7 +189,8 @@ class Executor:
             accepted_at=self.seams.wall(),
             sequence=1,
         )
-        return Admission(run, spec, service, self.slots.reserve(spec.resources), secrets or {})
+        reservation = self.slots.reserve(spec.resources)
+        return Admission(run, spec, service, reservation, secrets or {}, at=self.seams.boottime())
 
     def _check_secrets(self, spec: TaskSpec, service: Service, secrets: Mapping[str, Secret] | None) -> None:
         # Names of others would be those of files, and nobody has looked at them.
@@ -203,7 +208,14 @@ class Executor:
 
     def _live(self, admission: Admission) -> Life:
         """The life of an admitted attempt, which is known from now on; its task is up to the caller."""
-        life = Life(self, admission.run, admission.spec, admission.service, secrets=admission.secrets)
+        life = Life(
+            self,
+            admission.run,
+            admission.spec,
+            admission.service,
+            secrets=admission.secrets,
+            offered_at=admission.at,
+        )
         self._lives[life.key] = life
         admission.launched = True
         self.accepted += 1

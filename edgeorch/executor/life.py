@@ -103,6 +103,7 @@ class Life:
         service: Service | None,
         *,
         secrets: Mapping[str, Secret] | None = None,
+        offered_at: float | None = None,
         recovered: bool = False,
     ) -> None:
         self._secrets = dict(secrets or {})
@@ -117,7 +118,9 @@ class Life:
         self._stop_cause = ""
         self._limit = trio.CancelScope()
         """Around what goes on now: cancelled by ``stop``, and when the time or the lease is over."""
-        self._lease_from = self._timer_from = executor.seams.boottime()
+        self._timer_from = executor.seams.boottime()
+        # The origin counts from its offer, and the disk may have taken longer than a lease since.
+        self._lease_from = self._timer_from if offered_at is None else offered_at
         if run.started_at is not None:
             self._timer_from -= executor.seams.age(run.started_at, run.started_tick)
         self._tails: tuple[bytes, bytes] = (b"", b"")

@@ -184,3 +184,25 @@ async def test_a_target_whose_disk_refuses_is_not_asked_all_the_time(autojump_cl
     for task in tasks:
         assert (await ended(a, task)).state is T.SUCCEEDED
     assert trio.current_time() - began < 10
+
+
+async def test_what_waits_for_the_disk_of_its_target_longer_than_its_lease_is_not_started(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    a, b = await started(fleet, nursery, "a", "b")
+    commit, slow = b.store.commit_runs, iter([20.0])
+
+    async def later(changes):
+        await trio.sleep(next(slow, 0.0))
+        await commit(changes)
+
+    begin, begun = b.host.begin, []
+    monkeypatch.setattr(b.host, "begin", lambda *what: begun.append(what[1].key) or begin(*what))
+    monkeypatch.setattr(b.store, "commit_runs", later)
+    a.me.cpu_busy = 0.95
+    task = await a.submit("sleep", "100")
+    began = await until(a, task, lambda now: now.state is T.RUNNING and len(now.attempts) == 2)
+    assert trio.current_time() < 20
+    assert began.attempts[0].state is A.LOST
+    assert (await ended(a, task)).state is T.SUCCEEDED
+    assert begun == [f"{task.id}.2"]
