@@ -51,6 +51,8 @@ class Slots:
         self.total = total
         self.on_free: Callable[[], None] = lambda: None
         self._held: set[Reservation] = set()
+        self._load: Load | None = None
+        """Until the next change: it goes with each word to a peer."""
 
     @property
     def used(self) -> int:
@@ -68,16 +70,20 @@ class Slots:
 
     def load(self) -> Load:
         """The present load."""
-        return Load(
-            slots=self.total,
-            used=self.used,
-            cpus=sum(held.resources.cpus for held in self._held),
-            memory=sum(held.resources.memory for held in self._held),
-        )
+        if self._load is None:
+            self._load = Load(
+                slots=self.total,
+                used=self.used,
+                cpus=sum(held.resources.cpus for held in self._held),
+                memory=sum(held.resources.memory for held in self._held),
+            )
+        return self._load
 
     def _take(self, reservation: Reservation) -> None:
         self._held.add(reservation)
+        self._load = None
 
     def _give(self, reservation: Reservation) -> None:
         self._held.discard(reservation)
+        self._load = None
         self.on_free()

@@ -5,9 +5,8 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import psutil
@@ -27,8 +26,7 @@ SLOW_EVERY = 15
 """Temperature, disk and link speed change slowly and cost most: read with every fifteenth sample."""
 
 
-@dataclass(frozen=True)
-class ExecutorLoad:
+class ExecutorLoad(NamedTuple):
     """What the executor has promised of this node: counts, CPUs, bytes, and attempts that wait."""
 
     slots: int
@@ -181,24 +179,29 @@ class Sampler:
         self._latest: Sample | None = None
         self._then, self._used = 0.0, 0
         """Slots in use while the newest sample was measured: the mean of its two ends; and at the end."""
+        self._said: tuple[Sample, ExecutorLoad, Sample] | None = None
+        """A measurement, the executor's numbers, and the sample that was made of them."""
         self._last_ok = -math.inf
         self._failed = False
 
     def current(self) -> Sample | None:
         """The newest measurement with the executor's numbers as they are at this moment; no I/O."""
-        if self._latest is None:
+        latest, said = self._latest, self._said
+        if latest is None:
             return None
         load = self._executor_load()
-        latest = self._latest
-        return msgspec.structs.replace(
-            latest,
-            cpus_wanted=cpus_wanted(latest.cpu_busy, latest.cpus, self._then, load.slots_used),
-            slots=load.slots,
-            slots_used=load.slots_used,
-            cpus_promised=load.cpus_promised,
-            memory_promised=load.memory_promised,
-            queued=load.queued,
-        )
+        if said is None or said[0] is not latest or said[1] != load:
+            sample = msgspec.structs.replace(
+                latest,
+                cpus_wanted=cpus_wanted(latest.cpu_busy, latest.cpus, self._then, load.slots_used),
+                slots=load.slots,
+                slots_used=load.slots_used,
+                cpus_promised=load.cpus_promised,
+                memory_promised=load.memory_promised,
+                queued=load.queued,
+            )
+            self._said = said = (latest, load, sample)
+        return said[2]
 
     @property
     def last_ok(self) -> float:
