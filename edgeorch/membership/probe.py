@@ -32,9 +32,7 @@ are: one of the others speaks of it well before ``dead_s``.
 """
 GOSSIP_LARGE = 64
 FANOUT = 8
-"""Random peers per period in a fleet too large to probe all, and at most as many silent ones."""
-QUIET = 0.75
-"""A peer of a large fleet that there was no word of for this part of the time after which it is suspect."""
+"""Random peers per period in a fleet too large to probe all, and at most as many quiet ones."""
 EVERYTHING = 1024
 """Lines of the first digest to a peer: one frame brings a newcomer the fleet."""
 RTT_EVERY_S = 15.0
@@ -214,10 +212,8 @@ class Probe:
 
     def _some(self) -> Iterable[str]:
         """Peers of a large fleet to ask in this period."""
-        rng, now = self._rng, trio.current_time()
-        patience = QUIET * self._times.suspect_s * self._table.stretch
-        alive, silent = self._table.alive(), self._table.silent(now - patience)
-        return {*rng.sample(alive, min(FANOUT, len(alive))), *rng.sample(silent, min(FANOUT, len(silent)))}
+        rng, quiet = self._rng, self._table.quiet(trio.current_time())
+        return {*self._table.some_alive(FANOUT, rng), *rng.sample(quiet, min(FANOUT, len(quiet)))}
 
     def _spared(self, node_id: str) -> bool:
         """Whether the peer's own question came so lately that ours would tell neither side anything.

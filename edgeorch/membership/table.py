@@ -22,6 +22,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import islice
 from types import MappingProxyType
 
@@ -40,6 +41,8 @@ log = structlog.get_logger()
 GONE = (PeerState.DEAD, PeerState.LEFT)
 NEWS_S = 10.0
 """For so long a node that was found is told of first."""
+QUIET = 0.75
+"""Of the time after which a peer is suspect: without a word for so long, it is looked at closely."""
 RTT_GAIN = 1 / 8
 """Weight of a new round trip in the average, as in RFC 6298."""
 
@@ -50,8 +53,11 @@ class Entry:
 
     peer: Peer
     changed_at: float
-    heard: float = -math.inf
-    told: float = -math.inf
+    heard: float
+    known: float
+    """When it was heard or others, by their word, heard it: the newest of both."""
+    look_at: float = math.inf
+    """When it is to be looked at again; never while it is watched."""
     down: str = ""
     """Why its link broke, until it is heard again."""
     cut: bool = False
@@ -88,6 +94,10 @@ class Table:
         self._seams = seams
         self._entries: dict[str, Entry] = {}
         self._ids: list[str] = []
+        self._watched: dict[str, None] = {}
+        """Who is looked at each time: all that are quiet or not sound."""
+        self._looks: list[tuple[float, str]] = []
+        """A heap of when to look at the others."""
         self._view: Mapping[str, Peer] | None = None
         self._barred: set[str] = set()
         self._news: dict[str, float] = {}
@@ -116,18 +126,21 @@ class Table:
         entry = self._entries.get(node_id)
         return entry is not None and entry.peer.state not in GONE
 
-    def alive(self) -> list[str]:
-        """Ids of all that are alive."""
-        alive = PeerState.ALIVE
-        return [node_id for node_id, entry in self._entries.items() if entry.peer.state is alive]
+    def some_alive(self, count: int, rng: random.Random) -> list[str]:
+        """Ids of up to so many that are alive, by chance."""
+        # Whoever is not is watched.
+        drawn = rng.sample(self._ids, min(count + len(self._watched), len(self._ids)))
+        alive, entries = PeerState.ALIVE, self._entries
+        return [node_id for node_id in drawn if entries[node_id].peer.state is alive][:count]
 
-    def silent(self, since: float) -> list[str]:
-        """Ids of all that there was no word of since then; those that said goodbye are expected to be."""
-        left = PeerState.LEFT
+    def quiet(self, now: float) -> list[str]:
+        """Ids of all that there was no word of lately; those that said goodbye are expected to be."""
+        self._look(now)
+        entries, left, since = self._entries, PeerState.LEFT, now - self._patience()
         return [
             node_id
-            for node_id, entry in self._entries.items()
-            if entry.heard < since and entry.told < since and entry.peer.state is not left
+            for node_id in self._watched
+            if entries[node_id].known < since and entries[node_id].peer.state is not left
         ]
 
     # Evidence
@@ -152,18 +165,22 @@ class Table:
             if info.id == self._own:
                 return False
             peer = Peer(info=info, state=PeerState.ALIVE, since=self._seams.wall())
-            entry = self._entries[info.id] = Entry(peer=peer, changed_at=now)
+            entry = self._entries[info.id] = Entry(peer, changed_at=now, heard=now, known=now)
             self._resized()
+            self._watched[info.id] = None
             self._news[info.id] = now
             log.info("node found", node=info.id, name=info.name, address=address or info.addresses)
         known = entry.peer.info
         if entry.peer.state is PeerState.LEFT and not _newer(info, known):
             return False
-        self.clones.check(info, known)
-        entry.heard, entry.down, entry.cut, entry.barred = now, "", False, ""
+        news = info != known
+        if news:
+            self.clones.check(info, known)
+        entry.heard = entry.known = now
+        entry.down, entry.cut, entry.barred = "", False, ""
         self._barred.discard(info.id)
         fields: dict[str, object] = {"reason": self.clones.about(info.id)}
-        if info != known and (_newer(info, known) or info.incarnation == known.incarnation):
+        if news and (_newer(info, known) or info.incarnation == known.incarnation):
             fields["info"] = info
             self.clones.check_name(info, [other.peer for other in self._entries.values()])
             fields["reason"] = self.clones.about(info.id)
@@ -197,8 +214,8 @@ class Table:
             elif entry.peer.state is not PeerState.LEFT or digest.incarnation > known:
                 # Ages come from outside: the future is not evidence, and old news changes nothing.
                 told = now - max(digest.age_s, 0.0)
-                if told > entry.told and now - told < self._times.dead_s * self.stretch:
-                    entry.told = told
+                if told > entry.known and now - told < self._times.dead_s * self.stretch:
+                    entry.known = told
                     if entry.peer.state is not PeerState.ALIVE:
                         self._judge(entry, now)
         return digest.incarnation > known or entry.peer.state in GONE
@@ -247,6 +264,7 @@ class Table:
             return False
         del self._entries[node_id]
         self._barred.discard(node_id)
+        self._watched.pop(node_id, None)
         self._news.pop(node_id, None)
         self._resized()
         self._touch()
@@ -263,7 +281,9 @@ class Table:
             link may hang where a new one would not), and nodes that were forgotten.
         """
         ended = []
-        for node_id, entry in list(self._entries.items()):
+        self._look(now)
+        for node_id in list(self._watched):
+            entry = self._entries[node_id]
             if entry.peer.state in GONE and now - entry.changed_at >= self._times.forget_s:
                 self.forget(node_id)
                 ended.append(node_id)
@@ -272,13 +292,35 @@ class Table:
                 if not entry.cut and now - self._evidence(entry) >= self._times.dead_s * self.stretch:
                     entry.cut = True
                     ended.append(node_id)
+            else:
+                self._rest(node_id, entry, now)
         return tuple(ended)
+
+    def _look(self, now: float) -> None:
+        """Watch all of whom there was no word since the look at them was set."""
+        looks = self._looks
+        while looks and looks[0][0] <= now:
+            at, node_id = heappop(looks)
+            entry = self._entries.get(node_id)
+            if entry is not None and entry.look_at == at:
+                self._rest(node_id, entry, now)
+
+    def _rest(self, node_id: str, entry: Entry, now: float) -> None:
+        """Look at it later, where it is sound and not quiet; else from now on each time."""
+        at = self._evidence(entry) + self._patience()
+        if at > now and self._sound(entry, now):
+            entry.look_at = at
+            self._watched.pop(node_id, None)
+            heappush(self._looks, (at, node_id))
+        else:
+            entry.look_at = math.inf
+            self._watched[node_id] = None
 
     def excuse(self, late: float, now: float) -> None:
         """This node itself did not run for ``late`` seconds: they count against nobody."""
         for entry in self._entries.values():
             entry.heard = min(entry.heard + late, now)
-            entry.told = min(entry.told + late, now)
+            entry.known = min(entry.known + late, now)
 
     def digest(self, limit: int, rng: random.Random, now: float, *, receiver: str) -> tuple[Digest, ...]:
         """What this node tells another: up to ``limit`` lines, and what it believes of the receiver.
@@ -307,21 +349,23 @@ class Table:
 
     def _line(self, entry: Entry, now: float) -> Digest:
         info = entry.peer.info
-        age = now - max(entry.heard, entry.told)
         return Digest(
             id=info.id,
             state=entry.peer.state,
             incarnation=info.incarnation,
             addresses=info.addresses,
             wire_port=info.wire_port,
-            age_s=age if math.isfinite(age) else self._times.forget_s,
+            age_s=now - entry.known,
         )
 
     def _evidence(self, entry: Entry) -> float:
-        return entry.heard if self.meshed else max(entry.heard, entry.told)
+        return entry.heard if self.meshed else entry.known
+
+    def _patience(self) -> float:
+        return QUIET * self._times.suspect_s * self.stretch
 
     def _sound(self, entry: Entry, now: float) -> bool:
-        """Whether there is nothing to judge: by far the most often, and all peers are looked at each time."""
+        """Whether there is nothing to judge."""
         peer = entry.peer
         return (
             peer.state is PeerState.ALIVE
@@ -332,7 +376,7 @@ class Table:
     def _judge(self, entry: Entry, now: float) -> None:
         """Give the entry the state that the evidence asks for."""
         silent = now - self._evidence(entry)
-        unheard = now - max(entry.heard, entry.told)
+        unheard = now - entry.known
         if entry.barred:
             state, reason = PeerState.DEAD, entry.barred
         elif not entry.down and silent < self._times.suspect_s * self.stretch:
@@ -347,6 +391,9 @@ class Table:
 
     def _set_state(self, entry: Entry, state: PeerState, now: float, reason: str) -> None:
         before = entry.peer.state
+        if reason or state is not PeerState.ALIVE:
+            self._watched[entry.peer.info.id] = None
+            entry.look_at = math.inf
         if before is state:
             if reason != entry.peer.reason:
                 entry.peer = msgspec.structs.replace(entry.peer, reason=reason)
@@ -369,9 +416,12 @@ class Table:
 
     def _resized(self) -> None:
         self._ids = list(self._entries)
-        count = len(self._ids)
+        count, before = len(self._ids), self.stretch
         self.meshed = count <= self._mesh
         self.stretch = 1.0 if self.meshed else 1 + math.log2(count / self._mesh)
+        if self.stretch < before:
+            # Sooner than was thought.
+            self._watched |= dict.fromkeys(self._ids)
 
     def _touch(self) -> None:
         self._view = None

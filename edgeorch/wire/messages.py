@@ -84,7 +84,7 @@ class Refused(Message, frozen=True, kw_only=True):
     """As in ``Hello``."""
 
 
-class Digest(Kept, frozen=True, kw_only=True):
+class Digest(Kept, frozen=True, kw_only=True, gc=False):
     """One line of gossip: what the sender believes of a third node."""
 
     id: str

@@ -285,3 +285,67 @@ async def test_numbers_are_not_looked_up():
     limiter = trio.CapacityLimiter(1)
     limiter.acquire_on_behalf_of_nowait("somebody who holds the only thread")
     assert await resolve("10.0.0.1", 7, limiter) == [("10.0.0.1", 7)]
+
+
+class Words:
+    """What a table was told, and so what it should say."""
+
+    def __init__(self, rng):
+        self.rng, self.table, self.now = rng, make(mesh=3), 0.0
+        self.heard, self.known, self.down = {}, {}, set()
+
+    def hear(self, peer):
+        self.table.heard(node_info(peer, incarnation=5), None, self.now)
+        self.heard[peer] = self.known[peer] = self.now
+        self.down.discard(peer)
+
+    def tell(self, peer):
+        age_s = self.rng.uniform(0, 3)
+        self.table.told(line(node_id=peer, age_s=age_s), self.now)
+        if peer in self.known:
+            self.known[peer] = max(self.known[peer], self.now - age_s)
+
+    def cut(self, peer):
+        if self.table.get(peer) and state(self.table, peer) is ALIVE:
+            self.down.add(peer)
+        self.table.link_broke(peer, "cut", self.now)
+
+    def excuse(self, _peer):
+        late = self.rng.uniform(0, 1)
+        self.table.excuse(late, self.now)
+        for times in (self.heard, self.known):
+            times.update({one: min(at + late, self.now) for one, at in times.items()})
+
+    def forget(self, peer):
+        if self.table.forget(peer):
+            del self.heard[peer], self.known[peer]
+            self.down.discard(peer)
+
+    def state(self, peer):
+        evidence = self.heard if self.table.meshed else self.known
+        if self.now - evidence[peer] < 2 * self.table.stretch and peer not in self.down:
+            return ALIVE
+        return DEAD if self.now - self.known[peer] >= 4 * self.table.stretch else SUSPECT
+
+    def quiet(self, peer):
+        return self.now - self.known[peer] > 1.5 * self.table.stretch
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_peer_has_the_state_that_its_silence_asks_for(seed):
+    rng = random.Random(seed)
+    words = Words(rng)
+    table, ids = words.table, [f"{number:010d}" for number in range(6)]
+    actions = [words.hear] * 5 + [words.tell] * 4 + [words.cut, words.excuse, words.forget, words.forget]
+    for _ in range(400):
+        words.now += rng.choice((0.0531, 0.417, 1.573))
+        rng.choice(actions)(rng.choice(ids))
+        table.judge(words.now)
+        assert {one: state(table, one) for one in words.known} == {
+            one: words.state(one) for one in words.known
+        }
+        assert set(table.quiet(words.now)) == set(filter(words.quiet, words.known))
+        alive = {one for one in words.known if state(table, one) is ALIVE}
+        some = table.some_alive(2, rng)
+        assert len(set(some)) == len(some) == min(2, len(alive))
+        assert set(some) <= alive
