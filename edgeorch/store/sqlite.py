@@ -425,18 +425,17 @@ def _apply(connection: sqlite3.Connection, calls: list[_Call], *, again: bool = 
     """
     if not calls:
         return 0
-    begun = False
+    begun, cursor = False, connection.cursor()
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        cursor.execute("BEGIN IMMEDIATE")
         begun = True
-        cursor = connection.cursor()
         for call in calls:
             call.numbers.clear()
             for sql, values in call.statements:
                 cursor.execute(sql, values)
                 if sql is rows.PUT_EVENT:
                     call.numbers.append(cursor.lastrowid or 0)
-        connection.execute("COMMIT")
+        cursor.execute("COMMIT")
     except (sqlite3.Error, ValueError, OverflowError) as error:
         _roll_back(connection)
         if code_of(error) == sqlite3.SQLITE_FULL and not again:

@@ -136,6 +136,18 @@ async def test_calls_in_flight_share_transactions(tmp_path):
         assert (statistics.failures, statistics.waiting) == (0, 0)
 
 
+async def test_a_transaction_that_accepts_a_task_changes_few_pages(tmp_path):
+    """Each of them goes to the log whole, and to the disk before the answer."""
+    path, count, frame = tmp_path / "e.db", 20, 24 + 4096
+    async with opened(path) as store:
+        sizes = []
+        for number in range(2 * count):
+            record = PutAudit(id=task(number).id, at=NOW, token="ann", action="submit", subject="s")
+            await store.commit([*put(number), event(number), record])
+            sizes.append(path.with_name("e.db-wal").stat().st_size)
+        assert (sizes[-1] - sizes[count - 1]) / frame / count < 9
+
+
 async def test_a_call_that_cannot_be_stored_does_not_fail_the_others(tmp_path):
     async with opened(tmp_path / "e.db") as store:
         store._database.writer.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
