@@ -6,6 +6,7 @@ the next start is the recovery.
 """
 
 import faulthandler
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -171,6 +172,8 @@ async def run_node(loaded: Loaded, *, task_status: trio.TaskStatus[str] = trio.T
                         await services.start(node.health.run)
                         await services.start(notify.run, node.health.status)
                         notify.ready()
+                        # What has been loaded by now is there to stay: no collection looks at it again.
+                        gc.freeze()
                         node.membership.announce()
                         log.info("ready", node=identity.name, id=identity.node_id, version=__version__)
                         task_status.started(identity.node_id)
