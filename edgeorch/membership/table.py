@@ -102,6 +102,8 @@ class Table:
         self._barred: set[str] = set()
         self._news: dict[str, float] = {}
         """When nodes were found, the newest last."""
+        self._spoke: dict[str, None] = {}
+        """Who has spoken to us, the last one last."""
         self.meshed, self.stretch = True, 1.0
         self.clones = Clones()
 
@@ -177,6 +179,8 @@ class Table:
         if news:
             self.clones.check(info, known)
         entry.heard = entry.known = now
+        self._spoke.pop(info.id, None)
+        self._spoke[info.id] = None
         entry.down, entry.cut, entry.barred = "", False, ""
         self._barred.discard(info.id)
         fields: dict[str, object] = {"reason": self.clones.about(info.id)}
@@ -264,8 +268,8 @@ class Table:
             return False
         del self._entries[node_id]
         self._barred.discard(node_id)
-        self._watched.pop(node_id, None)
-        self._news.pop(node_id, None)
+        for memory in (self._watched, self._spoke, self._news):
+            memory.pop(node_id, None)
         self._resized()
         self._touch()
         self._tell_states()
@@ -325,9 +329,10 @@ class Table:
     def digest(self, limit: int, rng: random.Random, now: float, *, receiver: str) -> tuple[Digest, ...]:
         """What this node tells another: up to ``limit`` lines, and what it believes of the receiver.
 
-        Up to a quarter of the lines are of nodes that it found lately, so that news outruns the fleet's size;
-        the others follow each other in the table, from a random place on: each node is in as many digests as
-        if each line were drawn by itself, which costs more.
+        Up to a quarter of the lines are of nodes that it found lately, so that news outruns the fleet's size.
+        In a fleet too large to probe all, as many as half are of those that spoke to it last: of all that it
+        knows, this is the news to others. The rest follow each other in the table, from a random place on:
+        each node is in as many digests as if each line were drawn by itself, which costs more.
 
         A receiver that finds itself called left, or known by a higher incarnation than its own, refutes it.
         """
@@ -336,7 +341,8 @@ class Table:
             first = rng.randrange(len(ids))
             some = ids[first : first + limit + 1]
             some += ids[: limit + 1 - len(some)]
-            ids = list(dict.fromkeys((*self._newest(limit // 4, now), *some)))
+            spoke = () if self.meshed else islice(reversed(self._spoke), limit // 2)
+            ids = list(dict.fromkeys((*self._newest(limit // 4, now), *spoke, *some)))
         ids = [node_id for node_id in ids if node_id != receiver][:limit]
         if receiver in self._entries:
             ids.append(receiver)

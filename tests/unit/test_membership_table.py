@@ -219,6 +219,20 @@ def test_a_node_that_was_found_lately_is_told_of_first():
     assert table._news == {}
 
 
+def test_a_large_fleet_is_told_of_those_that_spoke_last():
+    ids = [f"{number:010d}" for number in range(100)]
+    for mesh, always in ((64, True), (128, False)):
+        table, rng = make(mesh=mesh), random.Random(1)
+        for at, some in ((0.0, ids), (20.0, ids[::3])):
+            for node_id in some:
+                table.heard(node_info(node_id), None, at)
+        spoke = set(ids[::3][-32:])
+        told = [table.digest(64, rng, 20.0, receiver=OTHER) for _ in range(50)]
+        assert all(len(lines) == len({line.id for line in lines}) == 64 for lines in told)
+        assert all(spoke <= {line.id for line in lines} for lines in told) is always
+        assert {line.id for lines in told for line in lines} == set(ids)
+
+
 def test_a_large_fleet_lives_by_words_and_has_more_time():
     table = make(mesh=4)
     for number in range(16):
