@@ -27,6 +27,8 @@ log = structlog.get_logger()
 
 SHORT_S = 0.05
 """A service that is over within this time is told of once: its start and its end are one transaction."""
+BACK_S = 2.0
+"""An origin that has come back is told within this of all that has ended, not of all at once."""
 RESOLUTION_S = 0.001
 """What is left of a time by less than this is over: two clocks differ by their rounding."""
 _STOPPED = {
@@ -220,7 +222,7 @@ class Life:
                     log.debug("the origin does not take a result", key=self.key, reason=str(error))
                 with trio.move_on_after(self._jitter(wait_s)):
                     await self.executor.origins.reachable(self.run.offer.origin)
-                    await trio.sleep(self._jitter(wait_s))
+                    await trio.sleep(self._jitter(min(wait_s, BACK_S)))
                 wait_s = min(wait_s * 2, MAX_BACKOFF_S)
         self.executor.reported.since(self._ended_at)
         if self.remote:

@@ -14,6 +14,7 @@ from edgeorch.errors import (
     ConstraintError,
     InvalidRequestError,
     KeyReusedError,
+    NodeUnreachableError,
     NotFoundError,
     OriginUnreachableError,
     PolicyError,
@@ -486,6 +487,30 @@ async def test_keep_lets_a_cut_off_attempt_finish(autojump_clock, fleet, nursery
     fleet.set_state(a.id, PeerState.ALIVE, seen_by=b.id)
     task = await ended(a, task)
     assert (task.state, attempts(task)) == (T.SUCCEEDED, [("b", A.SUCCEEDED)])
+
+
+async def test_an_origin_that_has_long_been_away_is_told_soon_after_it_is_back(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    a, b = await started(fleet, nursery, "a", "b")
+    report, away = b.dispatch.reporter.report, True
+
+    async def refused(*what):
+        await trio.lowlevel.checkpoint()
+        if away:
+            raise NodeUnreachableError("no link")
+        return await report(*what)
+
+    monkeypatch.setattr(b.dispatch.reporter, "report", refused)
+    await a.submit("sleep", "5", placement={"node": "b"}, retry={"max_attempts": 1})
+    await trio.sleep(1)
+    fleet.set_state(a.id, PeerState.DEAD, seen_by=b.id)
+    await trio.sleep(300)
+    away = False
+    fleet.set_state(a.id, PeerState.ALIVE, seen_by=b.id)
+    assert b.executor.lives()
+    await trio.sleep(3)
+    assert not b.executor.lives()
 
 
 async def test_the_origin_restarts_and_its_tasks_go_on(autojump_clock, fleet, nursery):
