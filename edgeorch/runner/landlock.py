@@ -17,6 +17,7 @@ import ctypes
 import errno
 import os
 import re
+import select
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +37,9 @@ _ON_FILES = 0b100_0000_0000_0111
 _RIGHTS = {2: 0x3FFF, 3: 0x7FFF}
 """All rights of an ABI (linux/landlock.h); 5 adds ioctl of devices, which has nothing to do with folders."""
 _READ_DIR = 1 << 3
+_MOUNTS = "/proc/self/mountinfo"
+_MADE = 64
+"""Rulesets that are kept: a hundred rules are most of what it costs to keep a service apart."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -74,6 +78,9 @@ class Landlock:
         self._kept: list[_PathBeneath] = []
         self._references: list[object] = []
         self._mounts: list[str] = []
+        self._made: dict[tuple[object, ...], int] = {}
+        """Rulesets by the inodes of a service's own folders, those used last at the end."""
+        self._mounted = select.poll()
         self.abi = 0
         self.missing = ""
         try:
@@ -81,6 +88,8 @@ class Landlock:
             if self.abi < _OLDEST:
                 self.missing = f"Landlock of this kernel is too old (version {self.abi}, needs {_OLDEST})"
                 return
+            # Tells once of each change of the mounts (proc(5)).
+            self._mounted.register(os.open(_MOUNTS, os.O_RDONLY | os.O_CLOEXEC), select.POLLPRI)
             self._rights = _RIGHTS[min(self.abi, max(_RIGHTS))] & ~_READ_DIR
             # Version and rules may be there where the last step is forbidden.
             self.within((str(next(iter(self._closed))),), lambda: 0)
@@ -116,21 +125,41 @@ class Landlock:
             running.acquire()
         except RuntimeError:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
-        finally:
-            os.close(ruleset)
         if errors:
             raise errors[0]
         return results[0]
 
     def _ruleset(self, own: Collection[str]) -> int:
+        """A ruleset for these folders, which may be the one that was made when they were used before.
+
+        A ruleset that is kept keeps the inodes of its rules, so nothing else gets their numbers. Only what is
+        unmounted leaves a rule without effect behind.
+        """
         self._refresh()
+        if self._mounted.poll(0):
+            self._forget()
+        which = tuple(_inode(path) for path in own)
+        ruleset = self._made.pop(which, -1)
+        if ruleset < 0:
+            ruleset = self._make((*self._mounts, *own))
+        self._made[which] = ruleset
+        if len(self._made) > _MADE:
+            os.close(self._made.pop(next(iter(self._made))))
+        return ruleset
+
+    def _forget(self) -> None:
+        for ruleset in self._made.values():
+            os.close(ruleset)
+        self._made.clear()
+
+    def _make(self, paths: Collection[str]) -> int:
         size = ctypes.sizeof(_Ruleset) if self.abi >= _SCOPED else ctypes.sizeof(ctypes.c_uint64)
         ruleset = _call(_CREATE_RULESET, ctypes.byref(_Ruleset(self._rights, 0, _SCOPE_SIGNAL)), size)
         try:
             for rule in self._references:
                 if _add_rule(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0) < 0:
                     _call(_ADD_RULE, ruleset, _PATH_BENEATH, rule)
-            for path in (*self._mounts, *own):
+            for path in paths:
                 with suppress(FileNotFoundError):
                     rule = self._rule(path)
                     try:
@@ -147,6 +176,7 @@ class Landlock:
         changes = [os.stat(folder).st_mtime_ns for folder in self._leading]
         if changes == self._changes:
             return
+        self._forget()
         for rule in self._kept:
             os.close(rule.fd)
         self._kept, self._mounts = [], []
@@ -178,9 +208,14 @@ class Landlock:
         return _PathBeneath(self._rights if folder else self._rights & _ON_FILES, fd)
 
 
+def _inode(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
+
+
 def _mount_points() -> set[str]:
     """Paths of all mounts; a space in one is written as its octal number (proc(5), mountinfo)."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = Path(_MOUNTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     return {re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines}
 
 

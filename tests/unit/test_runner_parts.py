@@ -271,6 +271,52 @@ def test_what_happens_in_the_confined_thread_comes_back(tmp_path):
 
 
 @needs_landlock
+def test_what_was_made_for_a_folder_serves_it_again_and_no_other(tmp_path, monkeypatch):
+    made, built = landlock.Landlock([tmp_path]), []
+    make = made._make
+    monkeypatch.setattr(made, "_make", lambda paths: built.append(paths[-1]) or make(paths))
+    works = [tmp_path / str(number) for number in range(landlock._MADE + 1)]
+    for work in works:
+        work.mkdir()
+        (work / "file").write_text("x")
+    first, second = works[:2]
+    for mine, other in ((first, second), (second, first), (first, second)):
+        assert made.within([mine], (mine / "file").read_text) == "x"
+        with pytest.raises(PermissionError):
+            made.within([mine], (other / "file").read_text)
+    assert built == [first, second]
+    moved = first.rename(tmp_path / "moved")
+    first.mkdir()
+    with pytest.raises(PermissionError):
+        made.within([first], (moved / "file").read_text)
+    assert made.within([moved], (moved / "file").read_text) == "x"
+    assert built == [first, second, first]
+    for work in works:
+        made.within([work], lambda: 0)
+    assert len(made._made) == landlock._MADE
+
+
+@needs_landlock
+@pytest.mark.root
+def test_what_is_mounted_anew_can_be_reached(tmp_path):
+    closed, place = tmp_path / "closed", tmp_path / "place"
+    closed.mkdir()
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "none", str(place)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this root may not mount")
+    try:
+        made = landlock.Landlock([closed])
+        for _ in range(2):
+            (place / "file").write_text("x")
+            assert made.within([closed], (place / "file").read_text) == "x"
+            subprocess.run(["umount", str(place)], check=True)
+            subprocess.run(mount, check=True)
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@needs_landlock
 def test_no_thread_to_be_had_is_a_limit_of_the_system(tmp_path, monkeypatch):
     made = landlock.Landlock([tmp_path])
 
