@@ -187,7 +187,9 @@ def start(fleet, *names):
 
 def leaks(fleet):
     """Files of the nodes, and of processes, that hold the secret."""
-    files = (path for path in fleet.folder.rglob("*") if path.is_file() and not path.is_symlink())
+    # Folders of attempts go while we look, which stops rglob.
+    found = (Path(folder, name) for folder, _, names in os.walk(fleet.folder) for name in names)
+    files = (path for path in found if path.is_file() and not path.is_symlink())
     return holding([*files, *of_processes()])
 
 
