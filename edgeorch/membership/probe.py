@@ -32,7 +32,8 @@ are: one of the others speaks of it well before ``dead_s``.
 """
 GOSSIP_LARGE = 64
 FANOUT = 8
-"""Random peers per period in a fleet too large to probe all, and at most as many quiet ones."""
+"""Peers asked per period in a fleet too large to probe all, half of them at least by chance; at most as many
+that are quiet."""
 EVERYTHING = 1024
 """Lines of the first digest to a peer: one frame brings a newcomer the fleet."""
 RTT_EVERY_S = 15.0
@@ -211,9 +212,16 @@ class Probe:
         return turns
 
     def _some(self) -> Iterable[str]:
-        """Peers of a large fleet to ask in this period."""
+        """Peers of a large fleet to ask in this period.
+
+        The quiet that are alive are as good to exchange news with as any other, so most of the time they are
+        not asked beside the others but in their place.
+        """
         rng, quiet = self._rng, self._table.quiet(trio.current_time())
-        return {*self._table.some_alive(FANOUT, rng), *rng.sample(quiet, min(FANOUT, len(quiet)))}
+        silent = rng.sample(quiet, min(FANOUT, len(quiet)))
+        known = map(self._table.get, silent)
+        alive = sum(peer is not None and peer.state is PeerState.ALIVE for peer in known)
+        return {*silent, *self._table.some_alive(FANOUT - min(alive, FANOUT // 2), rng)}
 
     def _spared(self, node_id: str) -> bool:
         """Whether the peer's own question came so lately that ours would tell neither side anything.

@@ -7,6 +7,7 @@ from membership_world import VirtualNode, World, fleet
 
 from edgeorch.config import Membership
 from edgeorch.errors import ConflictError, NotFoundError, WireError
+from edgeorch.membership.probe import FANOUT
 from edgeorch.membership.self_info import INCARNATIONS_PER_BOOT
 from edgeorch.model import PeerState
 from edgeorch.wire import From
@@ -397,6 +398,33 @@ async def test_a_fleet_above_the_mesh_limit_stays_alive_and_notices_a_death(scen
     for node in nodes:
         if node is not nodes[5]:
             await node.until(nodes[5].id, DEAD, patience_s=2 * limit)
+
+
+async def test_in_a_large_fleet_the_quiet_are_asked_in_place_of_others_while_they_live(scene, autojump_clock):
+    world, nursery = scene
+    here, *others = await fleet(nursery, world, 16, max_links=4)
+    quiet = others[:3]
+    here.table.quiet = lambda now: [node.id for node in quiet]
+    asked, call = [], here.links.call
+
+    async def counted(node_id, request):
+        asked.append(node_id)
+        return await call(node_id, request)
+
+    here.links.call = counted
+    await trio.sleep(15)
+    asked.clear()
+    await trio.sleep(20)
+    assert len(asked) <= 21 * FANOUT
+    assert all(asked.count(node.id) >= 19 for node in quiet)
+    for node in quiet:
+        node.kill()
+        await here.until(node.id, DEAD)
+    await trio.sleep(15)
+    tries = len(asked)
+    await trio.sleep(10)
+    alive = [node_id for node_id in asked[tries:] if here.table.get(node_id).state is ALIVE]
+    assert len(alive) == 10 * FANOUT
 
 
 async def test_in_a_large_fleet_only_a_link_to_a_newcomer_is_news(scene, autojump_clock):
