@@ -52,7 +52,8 @@ SOAK = """## {minutes:g} minutes at {share:.0%} of what it can do
 `make soak ARGS=--write` on {date}: {machine}.
 
 {tasks:,} tasks (`/bin/true`) came at random moments, {offered_per_s:.0f} a second; 64 clients had got
-{capacity_per_s:.0f} out of the same node before. Each counts from when it was due.
+{capacity_per_s:.0f} out of the same node before. Each counts from when it was due. {slow:,} of them took
+over half a second; they were due in {slow_seconds} of the {seconds:,.0f} seconds.
 
 | | first third | last third | ratio | |
 | --- | ---: | ---: | ---: | --- |

@@ -12,7 +12,8 @@ from _rounds import options, row, show, within
 from _virtual import Counts, Network, VirtualNode, alive, grown
 from trio.testing import MockClock
 
-SETTLE_S = 2.0
+SETTLE_S = 15.0
+"""All were met at one moment; by then they have come to be asked and spoken of at moments of their own."""
 WINDOW_S = 0.5
 ROUNDS_TO_JOIN = 5.0
 PATIENCE_S = 60.0

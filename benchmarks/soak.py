@@ -29,6 +29,8 @@ FLAT = 1.05
 """Memory may be this much more in the last third: an allocator's noise, less than a leak of 1 KB a task."""
 STABLE = 1.5
 """p99 of the last third against the first."""
+SLOW_S = 0.5
+"""Few tasks take as long; whether they come together tells a stall from a queue that is always there."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,16 @@ def run(minutes, share):
             ended.set()
             watcher.join()
         took = time.perf_counter() - begun
+    slow = [int(due - begun) for due, waited in times if waited > SLOW_S]
     figures = {
         "minutes": minutes,
         "capacity_per_s": full,
         "offered_per_s": full * share,
         "finished_per_s": len(times) / took,
         "tasks": len(times),
+        "seconds": minutes * 60,
+        "slow": len(slow),
+        "slow_seconds": len(set(slow)),
         "load": os.getloadavg()[0],
     }
     return figures, compared(times, looks, begun, minutes * 20)
@@ -135,6 +141,7 @@ def report(figures, rows):
     print(f"{figures['tasks']:,} tasks in {figures['minutes']:g} minutes; load {figures['load']:.1f}")
     rates = (f"{name} {figures[f'{name}_per_s']:.0f}" for name in ("capacity", "offered", "finished"))
     print(f"a second: {', '.join(rates)}")
+    print(f"{figures['slow']:,} took over {SLOW_S:g} s; they were due in {figures['slow_seconds']} seconds")
     print(f"{'':<22}{'first third':>12}{'last third':>12}{'ratio':>8}")
     for what, first, last, good in rows:
         print(f"{what:<22}{first:>12.1f}{last:>12.1f}{last / first:>8.2f}  {'flat' if good else 'GROWS'}")

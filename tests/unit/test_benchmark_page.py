@@ -70,6 +70,7 @@ def test_a_profile_says_what_bounds_the_rate(page):
 
 def test_a_soak_shows_what_grows(page):
     figures = {"minutes": 10.0, "capacity_per_s": 500.0, "offered_per_s": 400.0, "tasks": 240_000}
+    figures |= {"slow": 1_200, "slow_seconds": 7, "seconds": 600.0}
     thirds = [("node's memory, MB", 80.0, 81.0, True), ("p99, ms", 20.0, 40.0, False)]
     text = page.page({"soak": page.section([], **figures, thirds=thirds)})
     assert "## 10 minutes at 80% of what it can do" in text
@@ -77,5 +78,6 @@ def test_a_soak_shows_what_grows(page):
         "240,000 tasks (`/bin/true`) came at random moments, 400 a second; 64 clients had got\n500 out of"
         in text
     )
+    assert "1,200 of them took\nover half a second; they were due in 7 of the 600 seconds." in text
     assert "| node's memory, MB | 80 | 81 | 1.01 | flat |" in text
     assert "| p99, ms | 20 | 40 | 2.00 | **grows** |" in text
