@@ -424,7 +424,7 @@ async def test_in_a_large_fleet_the_quiet_are_asked_in_place_of_others_while_the
     tries = len(asked)
     await trio.sleep(10)
     alive = [node_id for node_id in asked[tries:] if here.table.get(node_id).state is ALIVE]
-    assert len(alive) == 10 * FANOUT
+    assert 9 * FANOUT < len(alive) < 11 * FANOUT
 
 
 async def test_in_a_large_fleet_only_a_link_to_a_newcomer_is_news(scene, autojump_clock):
