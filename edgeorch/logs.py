@@ -8,9 +8,11 @@ import time
 from collections import OrderedDict
 from collections.abc import MutableMapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import structlog
+from structlog.typing import EventDict
 
 from edgeorch.config import Log
 from edgeorch.model import attempt_of
@@ -25,6 +27,8 @@ LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 SENTENCES = 100
 """Of libraries, of which it is known when they were last said."""
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+NAMES = {"warn": "warning", "exception": "error"}
+"""Of methods that are not called like their level."""
 SPECIAL = frozenset(" \t=\r\n\"'")
 """What makes a value in a line of text need quotes."""
 
@@ -55,18 +59,40 @@ class _Stderr:
     debug = info = warning = error = critical = exception = say
 
 
-class _Least:
-    """Drops what is less important than the level, which may change while the node runs."""
+class _Every:
+    """The first processor: drops what need not be said, and gives the others what every line has.
+
+    All in one, as a short task has four lines. Of a task there are at most four at level info, the last one
+    for its end: one that is tried for days fills no disk.
+    """
 
     def __init__(self) -> None:
         self.level = LEVELS["info"]
+        """What is less important is dropped; it may change while the node runs."""
+        self.traces = True
+        """Whether exceptions become text here."""
+        self._said: OrderedDict[str, int] = OrderedDict()
 
-    def __call__(
-        self, _logger: object, method: str, event: MutableMapping[str, Any]
-    ) -> MutableMapping[str, Any]:
+    def __call__(self, logger: object, method: str, event: EventDict) -> EventDict:
         if LEVELS.get(method, self.level) < self.level:
             raise structlog.DropEvent
+        if "key" in event:
+            _name_the_task(event)
+        if method == "info" and event.get("task") and event.get("event") != "ended":
+            self._count(event["task"])
+        event["level"] = NAMES.get(method, method)
+        event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        if self.traces and "exc_info" in event:
+            event = structlog.processors.format_exc_info(logger, method, event)
         return event
+
+    def _count(self, task: str) -> None:
+        said = self._said.pop(task, 0)
+        self._said[task] = said + 1
+        if len(self._said) > REMEMBERED:
+            self._said.popitem(last=False)
+        if said >= LINES - 1:
+            raise structlog.DropEvent
 
 
 class _Libraries(logging.Handler):
@@ -100,72 +126,41 @@ class _Libraries(logging.Handler):
             self.handleError(record)
 
 
-_least = _Least()
+_every = _Every()
 _processors: list[Any] = []
 """Loggers are made once, and made before a change of the settings they must follow it: changed in place."""
 
 
-def _name_the_task(
-    _logger: object, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _name_the_task(event: MutableMapping[str, Any]) -> None:
     """An attempt's key as task and attempt, so that one search finds everything about a task."""
-    if "key" in event:
-        task, number = attempt_of(str(event["key"]))
-        if number >= 0:
-            del event["key"]
-            event["task"], event["attempt"] = task, number
-    return event
-
-
-class _Few:
-    """At most four info lines a task, the last one for its end: one that is tried for days fills no disk."""
-
-    def __init__(self) -> None:
-        self._said: OrderedDict[str, int] = OrderedDict()
-
-    def __call__(
-        self, _logger: object, method: str, event: MutableMapping[str, Any]
-    ) -> MutableMapping[str, Any]:
-        task = event.get("task")
-        if method == "info" and task and event.get("event") != "ended":
-            said = self._said.pop(task, 0)
-            self._said[task] = said + 1
-            if len(self._said) > REMEMBERED:
-                self._said.popitem(last=False)
-            if said >= LINES - 1:
-                raise structlog.DropEvent
-        return event
+    task, number = attempt_of(str(event["key"]))
+    if number >= 0:
+        del event["key"]
+        event["task"], event["attempt"] = task, number
 
 
 def _plain(_logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
     """The last processor for a file or a pipe: what structlog writes for people, at a fifth of the cost."""
     first = f"{event.pop('timestamp')} [{event.pop('level'):<9}] {event.pop('event', '')}"
     trace = event.pop("exception", "")
-    said = (
-        f"{name}={value if isinstance(value, str) and not SPECIAL.intersection(value) else repr(value)}"
-        for name, value in sorted(event.items())
-    )
-    return " ".join((first, *said)) + (f"\n{trace}" if trace else "")
+    said = [first]
+    for name, value in sorted(event.items()):
+        plain = isinstance(value, str) and not SPECIAL.intersection(value)
+        said.append(f"{name}={value if plain else repr(value)}")
+    return " ".join(said) + (f"\n{trace}" if trace else "")
 
 
 def set_level(level: Literal["debug", "info", "warning", "error"]) -> None:
     """Say from now on what is at least this important."""
-    _least.level = LEVELS[level]
+    _every.level = LEVELS[level]
 
 
 def set_up(settings: Log) -> Literal["text", "json", "journal"]:
     """Configure structlog and the standard library's logging for this process; returns the format."""
     found: Literal["text", "journal"] = "journal" if Journal.here() else "text"
     kind: Literal["text", "json", "journal"] = found if settings.format == "auto" else settings.format
-    shared: list[Any] = [
-        _least,
-        _name_the_task,
-        _Few(),
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
     last: Any
+    _every.traces = True
     if kind == "journal":
         last = _ToJournal()
     elif kind == "json":
@@ -175,10 +170,10 @@ def set_up(settings: Log) -> Literal["text", "json", "journal"]:
         last = structlog.dev.ConsoleRenderer(
             pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
         )
-        shared.remove(structlog.processors.format_exc_info)
+        _every.traces = False
     else:
         last = _plain
-    _processors[:] = [*shared, last]
+    _processors[:] = [_every, last]
     structlog.configure(
         processors=_processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS["debug"]),

@@ -335,7 +335,7 @@ class Run(Kept, frozen=True, kw_only=True):
 
 
 class Event(Kept, frozen=True, kw_only=True):
-    """One thing that happened to a task at its origin. ``seq`` grows by one per node and store."""
+    """One thing that happened to a task at its origin. ``seq`` only grows, per node and store."""
 
     seq: int = 0
     task: str

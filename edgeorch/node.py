@@ -248,6 +248,7 @@ def _build(  # noqa: PLR0917  the parts of a node, in the order in which they we
         handlers,
         max_links=config.wire.max_links,
         rng=seams.rng,
+        clock=seams.boottime,
     )
     membership = Membership(
         config,

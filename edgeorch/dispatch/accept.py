@@ -11,7 +11,8 @@ import trio
 from edgeorch.constraints import parse
 from edgeorch.dispatch.audit import SUBMIT, Audit, fields_of
 from edgeorch.dispatch.ledger import Ledger
-from edgeorch.dispatch.place import Placer, Plan
+from edgeorch.dispatch.place import Placer
+from edgeorch.dispatch.plan import Plan
 from edgeorch.dispatch.requests import Idempotency, Submission
 from edgeorch.dispatch.view import View
 from edgeorch.errors import (
@@ -23,7 +24,7 @@ from edgeorch.errors import (
     UnavailableError,
 )
 from edgeorch.executor.admission import SECRETS, Rules
-from edgeorch.model import Caller, NativeService, Placement, Task, TaskSpec, TaskState
+from edgeorch.model import AttemptState, Caller, NativeService, Placement, Task, TaskSpec, TaskState
 from edgeorch.seams import Tick
 from edgeorch.secret import MAX_BYTES, size_of
 from edgeorch.store import PutAudit, PutKey, PutMark, PutSecrets, TaskChange
@@ -62,6 +63,8 @@ class Acceptor:
             while True:
                 await self._some_untold.wait()
                 self._some_untold = trio.Event()
+                # A turn later: what runs here is started in between, and nothing comes back from it so soon.
+                await trio.lowlevel.checkpoint()
                 self._tell()
         finally:
             self._tell()
@@ -70,6 +73,8 @@ class Acceptor:
         untold, self._untold = self._untold, []
         for task, record in untold:
             log.info("accepted", task=task.id, name=task.name, **fields_of(record))
+            if task.attempts and task.attempts[-1].state is AttemptState.PREPARING:
+                self.placer.say_placed(task)
 
     async def submit(
         self, submissions: Sequence[Submission], caller: Caller, idempotency: Idempotency | None
@@ -195,10 +200,9 @@ class Acceptor:
             changes.extend(records)
             marks = self._new_mark()
             changes.extend(marks)
-            runs = [run for plan in plans for run in plan.runs]
             # A caller who goes away now must not leave memory and disk apart.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 60):
-                await self.ledger.store.commit_both(changes, runs)
+                await self.ledger.store.commit(changes)
                 committed = True
                 self._reserved = max((self._reserved, *(mark.number for mark in marks)))
             if not committed:
@@ -209,14 +213,16 @@ class Acceptor:
                     self.placer.undo(plan)
                     self.ledger.drop(plan.entry)
         self._carry_out(plans, records)
+        if any(plan.placed for plan in plans):
+            # Starts and offers are under way two turns later, and need not wait until an answer is prepared.
+            for _ in range(2):
+                await trio.lowlevel.checkpoint()
         return tuple(plan.entry.task for plan in plans)
 
     def _carry_out(self, plans: Sequence[Plan], records: Sequence[PutAudit]) -> None:
         for plan, record in zip(plans, records, strict=True):
             task = plan.entry.task
             self._untold.append((task, record))
-            if plan.admission is not None:
-                self._tell()  # before what is told of its start
             self.ledger.saved(plan.entry, task, plan.entry.revision)
             self.placer.carry_out(plan)
         if self._untold:

@@ -127,6 +127,7 @@ class Dispatch:
         """
         await self.audit.load()
         await self.reconciler.load()
+        self.executor.expect(self.placer.runs_here())
         await start_executor()
         await self.reconciler.check_local(list(self.executor.lives()))
         for entry in list(self.ledger.open.values()):

@@ -22,9 +22,18 @@ from edgeorch.dispatch.queue import Queue, shape_of
 from edgeorch.errors import StorageError
 from edgeorch.lifecycle import EVENT_OF_STATE, Effect, TaskEvent, step_attempt, step_task, task_event
 from edgeorch.model import Attempt, AttemptState, Caller, Event, Task, TaskSpec, TaskState, attempt_of
-from edgeorch.seams import Seams, Tick
+from edgeorch.seams import Seams
 from edgeorch.secret import Secret
-from edgeorch.store import AttemptChange, DropSecrets, LocalStore, PutEvent, PutTask, TaskChange
+from edgeorch.store import (
+    Again,
+    AttemptChange,
+    DropSecrets,
+    LocalStore,
+    PutAudit,
+    PutEvent,
+    PutTask,
+    TaskChange,
+)
 from edgeorch.store.sealing import Sealer
 from edgeorch.wire.messages import RunState
 
@@ -231,8 +240,8 @@ class Ledger:
         record, revision = entry.task, entry.revision
         try:
             await self.store.commit_both(todo, runs)
-        except (StorageError, trio.Cancelled):
-            self._not_saved(entry, todo)
+        except (StorageError, trio.Cancelled) as error:
+            self._not_saved(entry, todo, error)
             self._carry_out(entry, effects)
             raise
         self.saved(entry, record, revision)
@@ -252,18 +261,16 @@ class Ledger:
             if len(self.recent) > RECENT:
                 del self.recent[next(iter(self.recent))]
 
-    async def commit_all(
-        self, parts: Sequence[tuple[Entry, Sequence[TaskChange]]], runs: Sequence[AttemptChange]
-    ) -> None:
+    async def commit_all(self, parts: Sequence[tuple[Entry, Sequence[TaskChange]]]) -> None:
         """Make changes of several open tasks durable in one transaction; see ``commit``."""
         late = any(entry.unsaved for entry, _ in parts)
         todos = [self._todo(entry, changes) for entry, changes in parts]
         records = [(entry, entry.task, entry.revision) for entry, _ in parts]
         try:
-            await self.store.commit_both([change for todo in todos for change in todo], runs)
-        except (StorageError, trio.Cancelled):
+            await self.store.commit([change for todo in todos for change in todo])
+        except (StorageError, trio.Cancelled) as error:
             for (entry, _), todo in zip(parts, todos, strict=True):
-                self._not_saved(entry, todo)
+                self._not_saved(entry, todo, error)
             raise
         for entry, record, revision in records:
             self.saved(entry, record, revision)
@@ -286,8 +293,11 @@ class Ledger:
             earlier.insert(0, PutTask(task=entry.task))
         return [*earlier, *changes]
 
-    def _not_saved(self, entry: Entry, todo: Sequence[TaskChange]) -> None:
+    def _not_saved(self, entry: Entry, todo: Sequence[TaskChange], error: BaseException) -> None:
         refused = [one for one in todo if not isinstance(one, PutTask)]
+        if isinstance(error, trio.Cancelled):
+            # They may be on their way to the disk all the same.
+            refused = [Again(change=one) if isinstance(one, PutEvent | PutAudit) else one for one in refused]
         entry.unsaved = [*refused, *entry.unsaved]
         if entry.unsaved:
             self.refused[entry.task.id] = entry
@@ -457,17 +467,15 @@ class Ledger:
         return all(one.state.terminal for one in entry.task.attempts)
 
 
-_Shared = TypeVar("_Shared", str, bytes, Caller, Tick | None)
+_Shared = TypeVar("_Shared", bound=Hashable)
 
 
-@functools.lru_cache(maxsize=1024)
-def _kept(value: Hashable) -> Hashable:
+def _same(value: _Shared) -> _Shared:
     return value
 
 
-def _kept_once(value: _Shared) -> _Shared:
-    """An equal value that was seen before, else this one."""
-    return cast("_Shared", _kept(value))
+_kept_once = cast("Callable[[_Shared], _Shared]", functools.lru_cache(maxsize=1024)(_same))
+"""An equal value that was seen before, else this one."""
 
 
 def _ago(age: float, now: float) -> float:

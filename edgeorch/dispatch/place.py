@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 import structlog
@@ -19,14 +18,16 @@ from edgeorch.dispatch.children import choose_nodes, make_children
 from edgeorch.dispatch.entry import NONE, Entry, Refused
 from edgeorch.dispatch.leases import MARGIN_S
 from edgeorch.dispatch.ledger import Ledger
+from edgeorch.dispatch.plan import Plan
 from edgeorch.dispatch.view import View
 from edgeorch.errors import EdgeorchError, NodeUnreachableError, StorageError
 from edgeorch.executor.admission import Refusal, Rules, tightened
-from edgeorch.executor.executor import Admission, Executor
+from edgeorch.executor.executor import Executor
 from edgeorch.lifecycle import Effect, TaskEvent
-from edgeorch.model import Attempt, AttemptState, Offer, Ranked, TaskState
+from edgeorch.model import Attempt, AttemptState, Offer, Ranked, Run, Score, Task, TaskState
+from edgeorch.scheduler import choose_service, driver_of, mismatch
 from edgeorch.seams import Seams
-from edgeorch.store import AttemptChange, PutCallback, PutEvent, PutRun, PutTask, TaskChange
+from edgeorch.store import PutCallback, PutEvent, TaskChange
 from edgeorch.timing import Histogram, clock
 from edgeorch.wire import Peers
 from edgeorch.wire.messages import MakeOffer, Offered
@@ -48,34 +49,6 @@ TELL_S = 1.0
 not have moved for so long either: of one that moves, each task would be written once more."""
 SHAPES = 256
 """Lines whose last move is remembered."""
-
-
-@dataclass
-class Plan:
-    """What will be done with a task once its changes are on disk.
-
-    Attributes:
-        entry: the task.
-        changes: rows to commit.
-        runs: rows of this node as a target, where it runs the task itself.
-        admission: the slot held here.
-        offer: what is offered to another node; None: nothing (waiting, or run here).
-        target: id of that node.
-        children: tasks that a ``spread`` or ``all`` task is split into.
-    """
-
-    entry: Entry
-    changes: list[TaskChange] = field(default_factory=list)
-    runs: list[AttemptChange] = field(default_factory=list)
-    admission: Admission | None = None
-    offer: Offer | None = None
-    target: str = ""
-    children: list[Entry] = field(default_factory=list)
-
-    @property
-    def placed(self) -> bool:
-        """Whether a node was found."""
-        return self.admission is not None or self.offer is not None or bool(self.children)
 
 
 class Placer:
@@ -150,13 +123,32 @@ class Placer:
         while True:
             best = self.view.best(entry)
             if best is None:
-                return self._wait(entry)
+                return self._plan_soon(entry) or self._wait(entry)
             if best.node != self.view.node_id:
                 return self._plan_remote(entry, best)
             try:
                 return self._plan_local(entry, best)
             except Refusal as refusal:
                 self._remember(entry, best.node, refusal.detail, lasting=refusal.cause in LASTING)
+
+    def runs_here(self) -> list[Run]:
+        """Attempts of this node at its own tasks, as far as the tasks' rows tell of them.
+
+        Until it is told that an attempt runs, nothing else is written of it.
+        """
+        found = []
+        for entry in self.ledger.watched.values():
+            attempt = entry.task.current
+            if attempt is not None and not attempt.state.terminal and attempt.node == self.view.node_id:
+                run = Run(
+                    offer=self._make_offer(entry, attempt.number, remote=False),
+                    state=AttemptState.PREPARING,
+                    driver=attempt.driver,
+                    accepted_at=attempt.offered_at,
+                    sequence=1,
+                )
+                found.append(run)
+        return found
 
     def undo(self, plan: Plan) -> None:
         """Give back what a plan has reserved, because it could not be committed."""
@@ -179,10 +171,10 @@ class Placer:
             self.ledger.notifier.take_back(plan.changes)
 
     def carry_out(self, plan: Plan) -> None:
-        """The plan is on disk: start the attempt here, send the offer, or let the task wait."""
+        """The plan is on disk: offer it, let the task wait, or start it here, of which the caller tells."""
         if plan.admission is not None:
-            self._say_placed(plan.entry)
             self.executor.launch(plan.admission)
+            self._time_placing(plan.entry)
             task = plan.entry.task
             if task.cancelling or task.state.terminal:
                 # Asked for while the plan was on its way to the disk, when there was nothing to end yet.
@@ -256,19 +248,17 @@ class Placer:
         """The waiting of a shape, until there is certainly no place for the next one."""
         for entry in self.ledger.queue.drain(shape):
             yield entry
-            if self.executor.slots.full and self.view.alone:
+            if self.executor.slots.full_for_long and self.view.alone:
                 return
 
     async def _commit(self, plans: Sequence[Plan]) -> None:
         try:
-            await self.ledger.commit_all(
-                [(plan.entry, plan.changes) for plan in plans], [run for plan in plans for run in plan.runs]
-            )
+            await self.ledger.commit_all([(plan.entry, plan.changes) for plan in plans])
         except StorageError as error:
             if len(plans) > 1:
                 # One that cannot be stored must not hold up the others.
                 for plan in plans:
-                    _make_alone(plan)
+                    plan.make_alone()
                     await self._commit([plan])
             else:
                 await self._not_committed(plans[0], error)
@@ -276,6 +266,8 @@ class Placer:
         for plan in plans:
             if plan.placed:
                 self.carry_out(plan)
+            if plan.admission is not None:
+                self.say_placed(plan.entry.task)
 
     async def _not_committed(self, plan: Plan, error: StorageError) -> None:
         log.warning("cannot place a task", task=plan.entry.task.id, reason=str(error))
@@ -357,12 +349,29 @@ class Placer:
         )
         return tightened(offer, self.rules.cap(offer.caller))
 
-    def _plan_local(self, entry: Entry, line: Ranked) -> Plan:
+    def _plan_local(self, entry: Entry, line: Ranked, *, soon: bool = False) -> Plan:
         attempt = self._attempt(entry, line, AttemptState.PREPARING)
-        admission = self.executor.admit(self._make_offer(entry, attempt.number, remote=False))
+        admission = self.executor.admit(self._make_offer(entry, attempt.number, remote=False), soon=soon)
         entry.expires = math.inf
         changes = self.ledger.add_attempt(entry, attempt)
-        return Plan(entry, changes, [PutRun(run=admission.run)], admission=admission)
+        # The task's row says that it is prepared here; what is not over in a moment gets one of its own.
+        return Plan(entry, changes, admission=admission)
+
+    def _plan_soon(self, entry: Entry) -> Plan | None:
+        """Where all nodes are full: a slot that will be free here before the plan is on the disk."""
+        me, spec = self.view.me.info, entry.spec
+        # One that may be tried once only would be lost if this node stopped while it waits for its turn.
+        if self.executor.slots.full_for_long or entry.at_most_once or me.id in entry.refused:
+            return None
+        service = choose_service(spec.service, me.drivers)
+        driver = driver_of(service) if service is not None else ""
+        if not self.executor.queues(driver) or mismatch(spec, me, accepting=me.id):
+            return None
+        line = Ranked(node=me.id, node_name=me.name, driver=driver, score=Score(value=0.0))
+        try:
+            return self._plan_local(entry, line, soon=True)
+        except Refusal:
+            return None
 
     def _plan_remote(self, entry: Entry, line: Ranked) -> Plan:
         attempt = self._attempt(entry, line, AttemptState.OFFERED)
@@ -388,7 +397,8 @@ class Placer:
             if answer.sample is not None:
                 self.view.membership.sampled(target, answer.sample)
             entry.refused, entry.passed_over = NONE, 0
-            self._say_placed(entry)
+            self._time_placing(entry)
+            self.say_placed(entry.task)
             changes, effects = self.ledger.move_attempt(entry, offer.number, AttemptState.PREPARING)
             if entry.task.id in self.awaited:
                 await self._settle(entry, changes, effects)
@@ -424,16 +434,19 @@ class Placer:
                 return None, str(error), True
         return None, "", False
 
-    def _say_placed(self, entry: Entry) -> None:
+    def _time_placing(self, entry: Entry) -> None:
+        """Once for each task: a node has taken it for the first time."""
+        if not _failed(entry.task):
+            self.placed.since(entry.began)
+
+    def say_placed(self, task: Task) -> None:
         """Once in the normal life of a task; what follows a failure is worth a warning."""
-        *before, attempt = entry.task.attempts
-        failed = [one for one in before if one.state is not AttemptState.REFUSED]
-        facts = {"task": entry.task.id, "attempt": attempt.number, "peer": attempt.node_name}
+        attempt, failed = task.attempts[-1], _failed(task)
+        facts = {"task": task.id, "attempt": attempt.number, "peer": attempt.node_name}
         if failed:
             last = failed[-1]
             log.warning("placed again", **facts, after=f"{last.state} on {last.node_name}: {last.reason}")
         else:
-            self.placed.since(entry.began)
             log.info("placed", **facts)
 
     def _refuse(
@@ -477,14 +490,11 @@ class Placer:
             parts: list[tuple[Entry, Sequence[TaskChange]]] = [(one, ()) for one in taken if one.put_off]
             try:
                 if parts:
-                    await self.ledger.commit_all(parts, ())
+                    await self.ledger.commit_all(parts)
             except StorageError as error:
                 log.warning("cannot record placements yet", count=len(parts), reason=str(error))
 
 
-def _make_alone(plan: Plan) -> None:
-    """What failed with others is tried by itself: with the row as it is now, and nothing told twice."""
-    entry = plan.entry
-    others = [one for one in plan.changes if not (isinstance(one, PutTask) and one.task.id == entry.task.id)]
-    entry.unsaved = [one for one in entry.unsaved if not any(one is other for other in others)]
-    plan.changes = [PutTask(task=entry.task), *others]
+def _failed(task: Task) -> list[Attempt]:
+    """The attempts before the newest one that were more than asked for."""
+    return [one for one in task.attempts[:-1] if one.state is not AttemptState.REFUSED]

@@ -66,7 +66,7 @@ class Reconciler:
     async def check_local(self, running: Sequence[str]) -> None:
         """After the executor has recovered: attempts of this node that it does not know are lost."""
         known = set(running)
-        for entry in list(self.ledger.open.values()):
+        for entry in list(self.ledger.watched.values()):
             attempt = entry.task.current
             if attempt is None or attempt.state.terminal or attempt.node != self.view.node_id:
                 continue

@@ -54,7 +54,7 @@ class Refusal(EdgeorchError):  # noqa: N818  the word of the protocol
 
 
 def decide(
-    offer: Offer, info: NodeInfo, sample: Sample, slots: Slots, rules: Rules
+    offer: Offer, info: NodeInfo, sample: Sample, slots: Slots, rules: Rules, *, soon: bool = False
 ) -> tuple[TaskSpec, Service]:
     """The decoded spec and the alternative to run.
 
@@ -64,6 +64,7 @@ def decide(
         sample: the newest measurements.
         slots: this node's slots.
         rules: the policy.
+        soon: whether a slot that will be free in a moment will do.
 
     Raises:
         Refusal: with the cause and one sentence.
@@ -89,7 +90,7 @@ def decide(
         raise Refusal(str(error), cause="policy") from None
     except EdgeorchError as error:
         raise Refusal(f"{info.name} ({info.version}): {error}", cause="unsupported") from None
-    if slots.full:
+    if slots.full_for_long if soon else slots.full:
         raise Refusal(f"{info.name}: all {slots.total} slots are in use", cause="busy")
     free = sample.memory_available - slots.load().memory
     if spec.resources.memory > free > 0:

@@ -9,6 +9,10 @@ import trio
 from edgeorch.model import Exit, Handle, Kept, Service
 from edgeorch.secret import Secret
 
+TURN_S = 1.0
+"""An attempt that has a slot before it is free is given back after this: by then it is clear that what runs
+takes longer than what ran before, and no more are given away like that."""
+
 
 class Launch(Kept, frozen=True, kw_only=True):
     """Everything a driver needs to start one attempt."""
@@ -28,6 +32,12 @@ class Launch(Kept, frozen=True, kw_only=True):
     """First lease; the driver's ``renew`` extends it. None: no lease."""
     secrets: dict[str, Secret] = msgspec.field(default_factory=dict)
     """Become files in memory that are gone when ``wait`` has returned."""
+    most: int | None = None
+    """Unless None: its turn comes once fewer services of the driver than this run. For one that queues."""
+
+
+class NoTurnError(Exception):
+    """The turn of a service has not come within ``TURN_S``; it was not started and will not be."""
 
 
 class Available(Kept, frozen=True, kw_only=True):
@@ -42,6 +52,8 @@ class Available(Kept, frozen=True, kw_only=True):
     """Why services cannot be given secrets; empty where they can."""
     isolation: str = ""
     """What keeps native services apart: ``NodeInfo.task_isolation``."""
+    queues: bool = False
+    """Whether services can wait for their turn at the driver: no time is lost between two of them."""
 
 
 Progress = Callable[[str], None]
@@ -84,6 +96,7 @@ class Driver(Protocol):
 
         Raises:
             DriverError: ``no_program``, ``no_permission``, ``invalid_service``, ``driver_unavailable``, …
+            NoTurnError: see there; only with ``Launch.most``.
         """
         ...
 

@@ -10,7 +10,7 @@ import trio
 from edgeorch.config import Executor as Settings
 from edgeorch.errors import StorageError
 from edgeorch.executor.admission import Refusal, Rules, decide, tightened
-from edgeorch.executor.driver import Driver
+from edgeorch.executor.driver import Driver, NoTurnError
 from edgeorch.executor.ends import Ends
 from edgeorch.executor.life import Life, Origins, state_of
 from edgeorch.executor.slots import Load, Reservation, Slots
@@ -35,6 +35,8 @@ from edgeorch.timing import Histogram
 from edgeorch.wire.messages import Offered, RunState
 
 log = structlog.get_logger()
+
+NO_TURN = "no slot was free in time"
 
 
 class Me(Protocol):
@@ -138,6 +140,7 @@ class Executor:
         self._rules = rules
         self._lives: dict[str, Life] = {}
         self._admitting: dict[str, _Admitting] = {}
+        self._expected: dict[str, Run] = {}
         self._nursery: trio.Nursery | None = None
         self.started, self.ran, self.reported = Histogram(), Histogram(), Histogram()
         """Until a service runs, until it has ended, until its origin has that on disk."""
@@ -158,6 +161,15 @@ class Executor:
             await trio.sleep_forever()
         raise AssertionError("unreachable")
 
+    def expect(self, runs: Sequence[Run]) -> None:
+        """Before ``run``: what may run here since before, of which the store may have no row of its own."""
+        self._expected = {run.offer.key: run for run in runs}
+
+    def queues(self, driver: str) -> bool:
+        """Whether services can wait for their turn at a driver."""
+        known = self.drivers.get(driver)
+        return known is not None and known.available.queues
+
     def load(self) -> Load:
         """For the sampler."""
         return self.slots.load()
@@ -166,18 +178,22 @@ class Executor:
         """Attempts that run or whose end is not yet acknowledged, by key."""
         return self._lives
 
-    def admit(self, offer: Offer, secrets: Mapping[str, Secret] | None = None) -> Admission:
+    def admit(
+        self, offer: Offer, secrets: Mapping[str, Secret] | None = None, *, soon: bool = False
+    ) -> Admission:
         """Hold a slot for the offer; nothing is written or started.
 
         Args:
             offer: what the origin asks.
             secrets: what came with it; None: the origin is this node, which has them.
+            soon: whether a slot that will be free in a moment will do.
 
         Raises:
             Refusal: this node does not take it.
         """
         try:
-            spec, service = decide(offer, self.me.info, self.me.sample(), self.slots, self._rules)
+            sample = self.me.sample()
+            spec, service = decide(offer, self.me.info, sample, self.slots, self._rules, soon=soon)
             self._check_secrets(spec, service, secrets)
         except Refusal:
             self.refused += 1
@@ -189,7 +205,7 @@ class Executor:
             accepted_at=self.seams.wall(),
             sequence=1,
         )
-        reservation = self.slots.reserve(spec.resources)
+        reservation = self.slots.reserve(spec.resources, run.driver)
         return Admission(run, spec, service, reservation, secrets or {}, at=self.seams.boottime())
 
     def _check_secrets(self, spec: TaskSpec, service: Service, secrets: Mapping[str, Secret] | None) -> None:
@@ -290,7 +306,7 @@ class Executor:
             "slots_used": load.used,
             "offers_accepted": self.accepted,
             "offers_refused": self.refused,
-            "runs_unacknowledged": len(self._lives) - load.used,
+            "runs_unacknowledged": len(self._lives) - self.slots.held,
             "start_seconds": self.started,
             "run_seconds": self.ran,
             "report_seconds": self.reported,
@@ -305,7 +321,14 @@ class Executor:
         """The task of one attempt: one of the two places that contain an unexpected exception."""
         with reservation:
             try:
+                if life.recovered:
+                    reservation.run()
+                else:
+                    life.most = reservation.take()
                 await life.through(handle, reservation.release)
+            except NoTurnError:
+                reservation.withdraw()
+                await life.conclude(AttemptState.REFUSED, Exit(cause="rejected", reason=NO_TURN))
             except Exception:
                 log.exception("attempt failed unexpectedly", task=life.run.offer.task_id, key=life.key)
                 await life.conclude(
@@ -319,18 +342,20 @@ class Executor:
         known: dict[str, Handle] = {}
         for driver in self.drivers.values():
             known.update(await driver.recover())
-        for run in await self.store.runs():
-            life = Life.of(self, run)
+        stored = {run.offer.key: run for run in await self.store.runs()}
+        for run in (self._expected | stored).values():
+            life = Life.of(self, run, kept=run.offer.key in stored)
             found = known.pop(run.offer.key, None)
             handle = found or (run.handle if run.state is AttemptState.RUNNING else None)
             needs_slot = not run.state.terminal
             resources = life.spec.resources if needs_slot else Resources()
-            reservation = self.slots.reserve(resources)
+            reservation = self.slots.reserve(resources, run.driver)
             if not needs_slot:
                 reservation.release()
             log.info("taking up an attempt", key=run.offer.key, state=str(run.state), found=found is not None)
             self._lives[life.key] = life
             nursery.start_soon(self._one_attempt, life, reservation, handle)
+        self._expected = {}
         for key, handle in known.items():
             log.warning("ending a service that no attempt speaks of", key=key, driver=handle.driver)
             nursery.start_soon(self._end_stray, handle)

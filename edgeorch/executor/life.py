@@ -29,6 +29,8 @@ SHORT_S = 0.05
 """A service that is over within this time is told of once: its start and its end are one transaction."""
 BACK_S = 2.0
 """An origin that has come back is told within this of all that has ended, not of all at once."""
+START_S = 60.0
+"""What a driver may take to start a service, once it has begun to."""
 RESOLUTION_S = 0.001
 """What is left of a time by less than this is over: two clocks differ by their rounding."""
 _STOPPED = {
@@ -107,6 +109,7 @@ class Life:
         secrets: Mapping[str, Secret] | None = None,
         offered_at: float | None = None,
         recovered: bool = False,
+        kept: bool = False,
     ) -> None:
         self._secrets = dict(secrets or {})
         """Of another node's task, until it is started; never on a disk."""
@@ -117,6 +120,8 @@ class Life:
         self.service = service
         self.key = run.offer.key
         self.remote = not executor.origins.is_local(run.offer.origin)
+        self.most: int | None = None
+        """``Launch.most``."""
         self._stop_cause = ""
         self._limit = trio.CancelScope()
         """Around what goes on now: cancelled by ``stop``, and when the time or the lease is over."""
@@ -130,6 +135,8 @@ class Life:
         """Of another node's attempt, while it runs."""
         self._untold = False
         """Whether the service runs and nobody was told yet."""
+        self._kept = kept
+        """Whether the store may have a row of it, where the origin is this node."""
         self.ended = trio.Event()
         """Set when the service has ended: its output is complete."""
         self._ended_at = clock()
@@ -141,8 +148,8 @@ class Life:
             self.ended.set()
 
     @classmethod
-    def of(cls, executor: "Executor", run: Run) -> "Life":
-        """The life of a run that was found in the store."""
+    def of(cls, executor: "Executor", run: Run, *, kept: bool) -> "Life":
+        """The life of a run that was found in the store, or in its task's row."""
         try:
             spec = msgspec.json.decode(run.offer.spec, type=TaskSpec)
         except msgspec.MsgspecError as error:
@@ -150,7 +157,7 @@ class Life:
             log.warning("this release cannot read what a service is", key=run.offer.key, reason=str(error))
             spec = TaskSpec(name=run.offer.name, service=())
         service = next((one for one in spec.service if driver_of(one) == run.driver), None)
-        return cls(executor, run, spec, service, recovered=True)
+        return cls(executor, run, spec, service, recovered=True, kept=kept)
 
     def stop(self, cause: str) -> None:
         """Ask for the end; the first cause counts."""
@@ -161,7 +168,8 @@ class Life:
     def renewed(self, at: float) -> None:
         """The origin wanted this attempt at ``at`` (boot time)."""
         self._lease_from = max(self._lease_from, at)
-        self._limit.deadline = trio.current_time() + self._time_left()
+        if not self._untold:
+            self._limit.deadline = trio.current_time() + self._time_left()
 
     def state(self, progress: str = "") -> RunState:
         """What the origin is told. Ages, so that the clocks of two nodes need not agree."""
@@ -247,39 +255,68 @@ class Life:
         if handle is None and self.recovered:
             return Exit(cause="node_lost", reason="the node restarted and the service is gone")
         try:
-            if handle is None:
-                handle = await self._begin()
-                if handle is None:
-                    return Exit()
-            return await self._watch(handle)
+            return await self._to_its_end(driver, handle)
         except DriverError as error:
             cause = "rejected" if error.reason == "driver_unavailable" else error.reason
             return Exit(cause=cause, reason=str(error))
 
-    async def _begin(self) -> Handle | None:
-        """Prepare and start; None when a stop came first."""
+    async def _to_its_end(self, driver: Driver, handle: Handle | None) -> Exit:
+        """Start the service and wait for its end, or bring that about when it has to end earlier.
+
+        Raises:
+            DriverError: it could not be started.
+        """
+        secrets: dict[str, Secret] = {}
+        if handle is None:
+            secrets = await self._take_secrets()
+        elif self.run.state is not AttemptState.RUNNING:
+            self._runs(handle)
+        begun = clock()
+
+        async def live() -> Exit | None:
+            nonlocal handle, begun
+            if handle is None:
+                handle = await self._start(driver, secrets)
+                if handle is None:
+                    return None
+                begun = clock()
+                # This is called again then, and tells of a service that was not over in a moment.
+                self._limit.deadline = trio.current_time() + min(self._time_left(), SHORT_S)
+            elif self._untold:
+                await self._tell_running()
+            return await self._wait(driver, handle)
+
+        end = await self._unless_stopped(live)
+        if handle is None:
+            return Exit()
+        if end is None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end, driver, handle)
+                if self._untold:
+                    await self._tell_running()
+                end = await self._wait(driver, handle)
+                nursery.cancel_scope.cancel()
+        self.executor.ran.since(begun)
+        return end
+
+    async def _start(self, driver: Driver, secrets: dict[str, Secret]) -> Handle | None:
+        """Prepare and start; None when the driver does not say in time whether it did."""
         if self.service is None:
             raise AssertionError("checked by the caller")
-        driver = self.executor.drivers[self.run.driver]
-        launch = self._launch(self.service, await self._take_secrets())
-
-        async def start() -> Handle | None:
-            await driver.prepare(launch, self._progress)
-            # A start that is cut half-way would leave a service that nobody knows: let it finish.
-            with trio.move_on_after(60, shield=True):
-                return await driver.start(launch)
-            return None
-
         begun = clock()
-        started = await self._unless_stopped(start)
-        if started is None:
-            return None
-        self.executor.started.since(begun)
-        self._timer_from = self.executor.seams.boottime()
-        if self.remote or self.run.offer.number == 1:  # of a further one of its own, the origin has told
-            log.info("started", key=self.key, peer=self._origin, driver=self.run.driver)
-        self._runs(started)
-        return started
+        launch = self._launch(self.service, secrets)
+        await driver.prepare(launch, self._progress)
+        # A start that is cut half-way would leave a service that nobody knows: let it finish.
+        with trio.CancelScope(deadline=trio.current_time() + START_S, shield=True):
+            handle = await driver.start(launch)
+            self._timer_from = self.executor.seams.boottime()
+            if self.most is None:  # else it is how long it has waited for its turn
+                self.executor.started.since(begun)
+            if self.remote or self.run.offer.number == 1:  # of a further one of its own, the origin has told
+                log.info("started", key=self.key, peer=self._origin, driver=self.run.driver)
+            self._runs(handle)
+            return handle
+        return None
 
     async def _take_secrets(self) -> dict[str, Secret]:
         """The secrets for the start.
@@ -295,31 +332,11 @@ class Life:
         except EdgeorchError as error:
             raise DriverError(error.detail, hint=error.hint, reason="driver_unavailable") from None
 
-    async def _watch(self, handle: Handle) -> Exit:
-        """Wait for the end, or bring it about when the timeout, the lease or somebody asks for it."""
-        driver = self.executor.drivers[self.run.driver]
-        if self.run.state is not AttemptState.RUNNING:
-            self._runs(handle)
-
-        async def wait() -> Exit:
-            try:
-                if self._untold:
-                    with trio.move_on_after(SHORT_S):
-                        return await driver.wait(handle)
-                    await self._tell_running()
-                return await driver.wait(handle)
-            except DriverError as error:
-                return Exit(cause="failed", reason=str(error))
-
-        begun = clock()
-        end = await self._unless_stopped(wait)
-        if end is None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end, driver, handle)
-                end = await wait()
-                nursery.cancel_scope.cancel()
-        self.executor.ran.since(begun)
-        return end
+    async def _wait(self, driver: Driver, handle: Handle) -> Exit:
+        try:
+            return await driver.wait(handle)
+        except DriverError as error:
+            return Exit(cause="failed", reason=str(error))
 
     async def _end(self, driver: Driver, handle: Handle) -> None:
         while True:
@@ -394,6 +411,7 @@ class Life:
             output_max=self.executor.output_max,
             lease_s=offer.lease_s if self.remote else None,
             secrets=secrets,
+            most=self.most,
         )
 
     @property
@@ -418,7 +436,7 @@ class Life:
 
     async def _tell_running(self) -> None:
         """Record that the service runs. A full disk does not stop it: the driver finds it again."""
-        self._untold = False
+        self._untold, self._kept = False, True
         put = PutRun(run=self.run)
         try:
             if self.remote:
@@ -447,9 +465,10 @@ class Life:
     async def _insist(self) -> None:
         """Record the end of this node's own attempt until the disk takes it."""
         wait_s = 0.5
+        drop = [DropRun(key=self.key)] if self._kept else []
         while True:
             try:
-                await self.executor.origins.report(self.run, self.state(), [DropRun(key=self.key)])
+                await self.executor.origins.report(self.run, self.state(), drop)
             except StorageError as error:
                 log.warning("cannot record the end of an attempt yet", key=self.key, reason=str(error))
                 await trio.sleep(self._jitter(wait_s))

@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from edgeorch.errors import DriverError, EdgeorchError, StartError
-from edgeorch.executor.driver import Available, Launch, Progress
+from edgeorch.executor.driver import TURN_S, Available, Launch, NoTurnError, Progress
 from edgeorch.executor.runner_child import RunnerProcess, start_runner
 from edgeorch.executor.runner_link import LinkLostError, NobodyListensError, RunnerLink
 from edgeorch.model import Exit, Handle, NativeService
@@ -105,6 +105,7 @@ class NativeDriver:
         Raises:
             DriverError: ``no_program``, ``no_permission``, ``invalid_service``, ``driver_unavailable`` or
                 ``failed``.
+            NoTurnError: with ``launch.most``.
         """
         service = _check(launch)
         self._unwanted.discard(launch.key)
@@ -122,10 +123,14 @@ class NativeDriver:
                 cpus=launch.cpus,
                 memory=launch.memory,
                 secrets=launch.secrets,
+                most=launch.most,
             )
 
         try:
-            reply = await self._ask(request)
+            if launch.most is None:
+                reply = await self._ask(request)
+            else:
+                reply = await self._ask_in_turn(launch.key, request)
         except protocol.FrameError as error:
             raise DriverError(f"argv and env: {error}", reason="invalid_service") from None
         except trio.Cancelled:
@@ -133,10 +138,17 @@ class NativeDriver:
             raise
         if isinstance(reply, protocol.Failed):
             raise DriverError(reply.detail, hint=reply.hint, reason=reply.reason)
+        if isinstance(reply, protocol.Done):
+            raise NoTurnError
         if not isinstance(reply, protocol.Started):
             raise DriverError("the runner gave an answer to another question", reason="failed")
         self._known.setdefault(launch.key, None)
         return self._handle(launch.key, reply.folder)
+
+    async def _ask_in_turn(self, key: str, build: Callable[[int], protocol.Request]) -> protocol.Reply:
+        with trio.move_on_after(TURN_S):
+            return await self._ask(build)
+        return await self._ask(lambda number: protocol.Withdraw(id=number, key=key))
 
     async def wait(self, handle: Handle) -> Exit:
         """Wait for the end, over restarts of the runner."""
@@ -164,7 +176,7 @@ class NativeDriver:
         else:
             # It has ended, so nobody needs to wait: whatever is answered later says that this was read.
             self._leaving.add(handle.ref)
-            self._link.post(protocol.Forget(id=protocol.UNASKED, key=handle.ref))
+            self._link.post_later(protocol.Forget(id=protocol.UNASKED, key=handle.ref))
         self._known.pop(handle.ref, None)
         self._handles.pop(handle.ref, None)
 
@@ -282,6 +294,7 @@ class NativeDriver:
                 limits=welcome.limits,
                 isolation=welcome.isolation,
                 no_secrets=welcome.no_secrets,
+                queues=welcome.queues,
             )
         )
         self._link = link

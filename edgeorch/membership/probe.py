@@ -34,6 +34,8 @@ GOSSIP_LARGE = 64
 FANOUT = 8
 """Peers asked per period in a fleet too large to probe all, half of them at least by chance; at most as many
 that are quiet."""
+STRANGERS = 2
+"""Of them, so many are of the whole fleet, for which a link may have to be opened; the others are near."""
 EVERYTHING = 1024
 """Lines of the first digest to a peer: one frame brings a newcomer the fleet."""
 RTT_EVERY_S = 15.0
@@ -215,13 +217,14 @@ class Probe:
         """Peers of a large fleet to ask in this period.
 
         The quiet that are alive are as good to exchange news with as any other, so most of the time they are
-        not asked beside the others but in their place.
+        not asked beside the others but in their place, of strangers first.
         """
         rng, quiet = self._rng, self._table.quiet(trio.current_time())
         silent = rng.sample(quiet, min(FANOUT, len(quiet)))
         known = map(self._table.get, silent)
-        alive = sum(peer is not None and peer.state is PeerState.ALIVE for peer in known)
-        return {*silent, *self._table.some_alive(FANOUT - min(alive, FANOUT // 2), rng)}
+        alive = min(sum(peer is not None and peer.state is PeerState.ALIVE for peer in known), FANOUT // 2)
+        strangers = max(STRANGERS - alive, 0)
+        return {*silent, *self._table.some_alive(FANOUT - alive, rng, strangers=strangers)}
 
     def _spared(self, node_id: str) -> bool:
         """Whether the peer's own question came so lately that ours would tell neither side anything.

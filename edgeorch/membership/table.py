@@ -21,7 +21,7 @@ that said goodbye stays ``left`` until it shows a higher one.
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import islice
 from types import MappingProxyType
@@ -43,13 +43,21 @@ NEWS_S = 10.0
 """For so long a node that was found is told of first."""
 QUIET = 0.75
 """Of the time after which a peer is suspect: without a word for so long, it is looked at closely."""
+NEAREST = 384
+"""Peers that a node in a large fleet asks again and again: those of half a minute.
+
+It is half of what an idle link is kept for, so that there still is one to each."""
 RTT_GAIN = 1 / 8
 """Weight of a new round trip in the average, as in RFC 6298."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """A peer and the evidence for its state; times are monotonic."""
+    """A peer and the evidence for its state; times are monotonic.
+
+    What others tell of it and are told is here once more: there are thousands of lines a second in a large
+    fleet, whose peers and their facts are not in the processor's cache.
+    """
 
     peer: Peer
     changed_at: float
@@ -64,6 +72,18 @@ class Entry:
     """Its link was given up after ``dead_s`` of silence, until it is heard again."""
     barred: str = ""
     """Why it is a node of the fleet no more; nobody's word counts for it until it proves itself again."""
+    state: PeerState = field(init=False)
+    incarnation: int = field(init=False)
+    addresses: tuple[str, ...] = field(init=False)
+    wire_port: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.show(self.peer)
+
+    def show(self, peer: Peer) -> None:
+        """The peer is like this from now on."""
+        self.peer, self.state, info = peer, peer.state, peer.info
+        self.incarnation, self.addresses, self.wire_port = info.incarnation, info.addresses, info.wire_port
 
 
 class Table:
@@ -128,10 +148,17 @@ class Table:
         entry = self._entries.get(node_id)
         return entry is not None and entry.peer.state not in GONE
 
-    def some_alive(self, count: int, rng: random.Random) -> list[str]:
-        """Ids of up to so many that are alive, by chance."""
-        # Whoever is not is watched.
-        drawn = rng.sample(self._ids, min(count + len(self._watched), len(self._ids)))
+    def some_alive(self, count: int, rng: random.Random, *, strangers: int) -> list[str]:
+        """Ids of up to so many that are alive, by chance: ``strangers`` of all, the rest of the nearest.
+
+        Those are the ``NEAREST`` that spoke to this node last: there still is a link to them. News spreads in
+        a fleet whose nodes have some hundreds of partners each, and change one or two a second, as it does
+        where everybody may ask everybody.
+        """
+        near = list(islice(reversed(self._spoke), NEAREST))
+        # Whoever is not alive is watched.
+        some = rng.sample(near, min(count + len(self._watched), len(near)))
+        drawn = dict.fromkeys((*rng.sample(self._ids, min(strangers, len(self._ids))), *some))
         alive, entries = PeerState.ALIVE, self._entries
         return [node_id for node_id in drawn if entries[node_id].peer.state is alive][:count]
 
@@ -195,7 +222,7 @@ class Table:
             fields["rtt_s"] = before + RTT_GAIN * (rtt_s - before) if before else rtt_s
         if address:
             fields["address"] = address
-        entry.peer = msgspec.structs.replace(entry.peer, **fields)
+        entry.show(msgspec.structs.replace(entry.peer, **fields))
         self._set_state(entry, PeerState.ALIVE, now, str(fields["reason"]))
         self._touch()
         if new:
@@ -211,18 +238,18 @@ class Table:
         entry = self._entries.get(digest.id)
         if entry is None:
             return True
-        known = entry.peer.info.incarnation
+        known = entry.incarnation
         if digest.incarnation >= known:
             if digest.state is PeerState.LEFT:
                 self.left(digest.id, now)
-            elif entry.peer.state is not PeerState.LEFT or digest.incarnation > known:
+            elif entry.state is not PeerState.LEFT or digest.incarnation > known:
                 # Ages come from outside: the future is not evidence, and old news changes nothing.
                 told = now - max(digest.age_s, 0.0)
                 if told > entry.known and now - told < self._times.dead_s * self.stretch:
                     entry.known = told
-                    if entry.peer.state is not PeerState.ALIVE:
+                    if entry.state is not PeerState.ALIVE:
                         self._judge(entry, now)
-        return digest.incarnation > known or entry.peer.state in GONE
+        return digest.incarnation > known or entry.state in GONE
 
     def sampled(self, node_id: str, sample: Sample, now: float) -> None:
         """A fresh sample of a known peer came with something else, such as a refusal."""
@@ -346,23 +373,12 @@ class Table:
         ids = [node_id for node_id in ids if node_id != receiver][:limit]
         if receiver in self._entries:
             ids.append(receiver)
-        return tuple(self._line(self._entries[node_id], now) for node_id in ids)
+        return tuple([_line(node_id, entry, now) for node_id in ids for entry in [self._entries[node_id]]])
 
     def _newest(self, count: int, now: float) -> tuple[str, ...]:
         while self._news and now - next(iter(self._news.values())) > NEWS_S:
             del self._news[next(iter(self._news))]
         return tuple(islice(reversed(self._news), count))
-
-    def _line(self, entry: Entry, now: float) -> Digest:
-        info = entry.peer.info
-        return Digest(
-            id=info.id,
-            state=entry.peer.state,
-            incarnation=info.incarnation,
-            addresses=info.addresses,
-            wire_port=info.wire_port,
-            age_s=now - entry.known,
-        )
 
     def _evidence(self, entry: Entry) -> float:
         return entry.heard if self.meshed else entry.known
@@ -408,7 +424,7 @@ class Table:
         entry.changed_at = now
         if state in GONE:
             self.clones.forget(entry.peer.info.id)
-        entry.peer = msgspec.structs.replace(entry.peer, state=state, since=self._seams.wall(), reason=reason)
+        entry.show(msgspec.structs.replace(entry.peer, state=state, since=self._seams.wall(), reason=reason))
         say = log.info if state in (PeerState.ALIVE, PeerState.LEFT) else log.warning
         say(
             f"node is {state}",
@@ -438,6 +454,17 @@ class Table:
     def _tell_states(self) -> None:
         before, self.states_changed = self.states_changed, trio.Event()
         before.set()
+
+
+def _line(node_id: str, entry: Entry, now: float) -> Digest:
+    return Digest(
+        id=node_id,
+        state=entry.state,
+        incarnation=entry.incarnation,
+        addresses=entry.addresses,
+        wire_port=entry.wire_port,
+        age_s=now - entry.known,
+    )
 
 
 def _newer(info: NodeInfo, known: NodeInfo) -> bool:

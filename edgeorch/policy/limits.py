@@ -22,6 +22,7 @@ class Limits:
         self._settings = settings
         self._refuse = refuse
         self._caps: dict[Role, Cap] = {}
+        self._known: dict[tuple[str, Role], float] = {}
 
     def check(self, spec: TaskSpec, role: Role, container: ContainerFacts | None) -> None:
         """Refuse a task that asks for more than its caller's role may have.
@@ -74,8 +75,12 @@ class Limits:
 
     def _most(self, name: str, role: Role) -> float:
         """A limit of a role; 0: none."""
-        default = getattr(_DEFAULTS, name)
-        known: float = config.for_role(getattr(self._settings, name), role, default=default)
+        known = self._known.get((name, role))
+        if known is None:
+            default = getattr(_DEFAULTS, name)
+            known = self._known[name, role] = config.for_role(
+                getattr(self._settings, name), role, default=default
+            )
         return known
 
     def _compare(self, name: str, role: Role, asked: float, of: str = "") -> None:

@@ -13,12 +13,7 @@ from quart.typing import ResponseReturnValue
 from quart.wrappers import Response
 from quart.wrappers.base import BaseRequestWebsocket
 from quart_trio import QuartTrio
-from werkzeug.exceptions import (
-    ClientDisconnected,
-    HTTPException,
-    MethodNotAllowed,
-    RequestEntityTooLarge,
-)
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 from werkzeug.routing import MapAdapter
 from werkzeug.wrappers import Response as WerkzeugResponse
 
@@ -153,14 +148,10 @@ def _view(
         if not route.any_type:
             given = asking.args.to_dict(flat=False) if asking.query_string else {}
             query = query_of(given, route.query)
-        asked = Asked(caller=caller, path=path, query=query, headers=headers, body=body)
+        watched = cast("Incoming", asking.body).watched
+        asked = Asked(caller=caller, path=path, query=query, headers=headers, body=body, watched=watched)
         accepted.since(asking.begun)
-        if "prefer" not in headers:
-            return _response(await route.handler(asked))
-        # The one header that makes an answer wait: who goes away meanwhile wants none.
-        async with cast("Incoming", asking.body).watched():
-            return _response(await route.handler(asked))
-        raise ClientDisconnected
+        return _response(await route.handler(asked))
 
     return view
 

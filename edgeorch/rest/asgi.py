@@ -90,6 +90,13 @@ class _NoBody:
         pass
 
 
+class _Given(Headers):
+    """Headers of a request, which ``http1`` has checked: Werkzeug would do so for each by itself."""
+
+    def __init__(self, given: list[tuple[str, str]]) -> None:
+        self._list = given
+
+
 class Asking(TrioRequest):
     """A request.
 
@@ -162,7 +169,7 @@ class HttpCall(TrioASGIHTTPConnection):
             scope["scheme"],
             scope["path"],
             scope["query_string"],
-            Headers(given),
+            _Given(given),
             "",
             scope["http_version"],
             scope,

@@ -168,7 +168,7 @@ class Connection(TCPServer):
             while self.reader.call is None:
                 if self.idle and self.context.terminated.is_set():
                     return False
-                data = await self._receive(self._due)
+                data = await (self._receive(self._due) if self._encrypted or not self.idle else self._first())
                 if not data:
                     if data is None and not self.idle:
                         await self._refuse(408, "the request did not arrive in time")
@@ -253,6 +253,21 @@ class Connection(TCPServer):
         await self._refuse(error.status, f"the request is not valid HTTP/1.1: {error}")
 
     # Bytes in
+
+    async def _first(self) -> bytes:
+        """The first bytes of a request in plain text; empty: the client is gone.
+
+        Where they do not come in time there is nobody to answer and nothing else to end than the connection,
+        so this takes its scope: one for each request would cost more than the reading.
+        """
+        self.scope.deadline = self._due
+        try:
+            data = await self._read()
+        except _GONE:
+            data = b""
+        self.scope.deadline = math.inf
+        self._gone = not data
+        return data
 
     async def _receive(self, deadline: float) -> bytes | None:
         """The next bytes; empty: the client is gone; None: the deadline has passed."""

@@ -1,6 +1,7 @@
 """The route table's words: a ``Route`` says how a request is served and what the OpenAPI document says."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -28,6 +29,7 @@ class Asked:
         query: the decoded query, of the route's type.
         headers: the request's headers by lower-case name.
         body: the body, empty where the route takes none.
+        watched: around what takes its time: cancelled when the client goes away, which then gets no answer.
     """
 
     caller: Caller
@@ -35,6 +37,7 @@ class Asked:
     query: Any
     headers: Mapping[str, str]
     body: bytes = b""
+    watched: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
 
 
 class Sink(Protocol):

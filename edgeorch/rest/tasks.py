@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated
 
 import msgspec
 import trio
+from werkzeug.exceptions import ClientDisconnected
 
 from edgeorch.errors import NotFoundError
 from edgeorch.model import (
@@ -44,6 +46,8 @@ from edgeorch.store import TaskFilter
 from edgeorch.timing import Histogram, clock
 
 MAX_WAIT_S = 3600.0
+UNWATCHED_S = 1.0
+"""Whether a client is still there is asked of those only whose answer takes longer: it costs a task."""
 TASK_ID = f"^([{CROCKFORD}]{{26}}-[{CROCKFORD}]{{{NODE_ID_LENGTH}}})?$"
 """A task id or nothing."""
 _WAIT = re.compile(
@@ -91,7 +95,8 @@ class TaskRoutes:
         tasks = await self._backend.submit(submissions, asked.caller, idempotency)
         seconds = wait_of(asked)
         if seconds is not None:
-            tasks = await self._wait(tasks, asked.caller, seconds)
+            ids = [task.id for task in tasks]
+            tasks = await _while_here(asked, seconds, lambda left: self._wait(ids, asked.caller, left))
         ended = seconds is not None and all(task.state.terminal for task in tasks)
         headers = {} if seconds is None else {"Preference_Applied": f"wait={seconds:g}"}
         shown = tuple(task_document(task, asked.caller) for task in tasks)
@@ -119,7 +124,7 @@ class TaskRoutes:
         seconds = wait_of(asked)
         if seconds is None:
             return answer(task_document(await self._backend.task(task_id, asked.caller), asked.caller))
-        task = await self._backend.wait(task_id, asked.caller, seconds)
+        (task,) = await _while_here(asked, seconds, lambda left: self._wait([task_id], asked.caller, left))
         return answer(task_document(task, asked.caller), Preference_Applied=f"wait={seconds:g}")
 
     async def cancel(self, asked: Asked) -> Answer:
@@ -134,12 +139,12 @@ class TaskRoutes:
         ]
         return answer(RankingsDocument(rankings=tuple(rankings)) if batch else rankings[0])
 
-    async def _wait(self, tasks: tuple[Task, ...], caller: Caller, seconds: float) -> tuple[Task, ...]:
+    async def _wait(self, ids: Sequence[str], caller: Caller, seconds: float) -> tuple[Task, ...]:
         until = trio.current_time() + seconds
         return tuple(
             [
-                await self._backend.wait(task.id, caller, max(0.0, until - trio.current_time()))
-                for task in tasks
+                await self._backend.wait(task_id, caller, max(0.0, until - trio.current_time()))
+                for task_id in ids
             ]
         )
 
@@ -217,6 +222,18 @@ def task_id_of(asked: Asked) -> str:
     except ValueError:
         raise NotFoundError(f"there is no task {task_id!r}", hint="`edgeorch tasks` lists them") from None
     return task_id
+
+
+async def _while_here(
+    asked: Asked, seconds: float, wait: Callable[[float], Awaitable[tuple[Task, ...]]]
+) -> tuple[Task, ...]:
+    """What ``wait`` gives once all have ended or time is over; who goes away meanwhile wants no answer."""
+    tasks = await wait(min(seconds, UNWATCHED_S))
+    if seconds <= UNWATCHED_S or all(task.state.terminal for task in tasks):
+        return tasks
+    async with asked.watched():
+        return await wait(seconds - UNWATCHED_S)
+    raise ClientDisconnected
 
 
 def wait_of(asked: Asked) -> float | None:

@@ -80,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         limits=limits.kept + processes.kept,
         isolation="none" if landlock is None else "landlock",
         no_secrets=secrets.missing,
+        queues=True,
     )
     try:
         server.listen(attempts, welcome)
@@ -92,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()
 
     def after_round() -> None:
+        server.forget_unasked()
         attempts.after_round()
+        server.start_waiting()
         server.flush()
         # Told before it is written: a disk that is busy with somebody's fsync would delay every exit.
         records.write()

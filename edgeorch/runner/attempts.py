@@ -113,6 +113,15 @@ class Attempts:
         self._open_files = _raise_open_files()
         loop.on_signal(signal.SIGCHLD, self._look_again)
 
+    @property
+    def running(self) -> int:
+        """How many have not ended."""
+        return len(self._live)
+
+    def folder(self, key: str) -> str:
+        """The folder of one that runs, or has ended and is not forgotten; of another one empty."""
+        return self._records.folder(key) if key in self._live or key in self._ended else ""
+
     def start(self, request: protocol.Start) -> str:
         """Start a program unless the key is known; the attempt's folder.
 

@@ -49,6 +49,16 @@ class Start(_Message, frozen=True, kw_only=True):
     memory: int = 0
     secrets: dict[str, Secret] = {}
     """Become files in memory, and are in no other place."""
+    most: int | None = None
+    """Unless None: start it once fewer attempts than this run, and not before those that wait already. For a
+    runner that ``queues``; the newest ``most`` counts."""
+
+
+class Withdraw(_Message, frozen=True, kw_only=True):
+    """Start it no more if it still waits; answered with ``Done`` or, too late for that, with ``Started``."""
+
+    id: int
+    key: str
 
 
 class Stop(_Message, frozen=True, kw_only=True):
@@ -97,6 +107,8 @@ class Welcome(_Message, frozen=True, kw_only=True):
     isolation: str = "none"
     no_secrets: str = "the runner's release knows no secrets"
     """Why services cannot be given secrets; empty where they can."""
+    queues: bool = False
+    """Whether it knows ``Start.most`` and ``Withdraw``."""
 
 
 class Started(_Message, frozen=True, kw_only=True):
@@ -144,7 +156,7 @@ class Exited(_Message, frozen=True, kw_only=True):
     ended: Ended
 
 
-Request: TypeAlias = Start | Stop | Forget | Renew | List
+Request: TypeAlias = Start | Withdraw | Stop | Forget | Renew | List
 Reply: TypeAlias = Welcome | Started | Failed | Done | Listed | Exited
 
 _encoder = msgspec.msgpack.Encoder()

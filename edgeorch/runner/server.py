@@ -52,6 +52,12 @@ class Server:
         self._peers: set[Peer] = set()
         self._unsent: list[Peer] = []
         """Those who wait for the end of the round."""
+        self._unasked: list[str] = []
+        """What is to be forgotten at the end of the round, as what is to be started goes first."""
+        self._waiting: dict[str, tuple[Peer, protocol.Start]] = {}
+        """What is to be started in this order, by key, and who has asked for it."""
+        self._most = 0
+        """So many attempts run before something has to wait."""
         self._alone_since = now()
 
     def listen(self, attempts: Attempts, welcome: protocol.Welcome) -> None:
@@ -112,6 +118,18 @@ class Server:
             return
         self._send(peer, self._welcome)
 
+    def forget_unasked(self) -> None:
+        """Forget what nobody waits for. Before ``flush``: an answer says that all before it has been done."""
+        keys, self._unasked = self._unasked, []
+        for key in keys:
+            self._attempts.forget(key, lambda: None)
+
+    def start_waiting(self) -> None:
+        """Start what has its turn now."""
+        while self._waiting and self._attempts.running < self._most:
+            peer, request = self._waiting.pop(next(iter(self._waiting)))
+            self._send(peer, self._start(request))
+
     def flush(self) -> None:
         """Send what has come together in a round."""
         peers, self._unsent = self._unsent, []
@@ -123,6 +141,7 @@ class Server:
             return
         self._peers.remove(peer)
         peer.closing = True
+        self._waiting = {key: one for key, one in self._waiting.items() if one[0] is not peer}
         self._loop.unwatch(peer.sock.fileno())
         peer.sock.close()
         if not self._peers:
@@ -160,14 +179,27 @@ class Server:
             self._drop(peer)
 
     def _serve(self, peer: Peer, request: Request) -> None:
+        if not isinstance(request, protocol.Start) or request.key in self._unasked:
+            self.forget_unasked()
         match request:
-            case protocol.Start():
+            case protocol.Start(most=None):
                 self._send(peer, self._start(request))
+            case protocol.Start(key=key, most=int() as most):
+                self._most = most
+                self._waiting[key] = (peer, request)
+                self.start_waiting()
+            case protocol.Withdraw(id=number, key=key):
+                self._waiting.pop(key, None)
+                folder = self._attempts.folder(key)
+                told = protocol.Started(id=number, folder=folder) if folder else protocol.Done(id=number)
+                self._send(peer, told)
             case protocol.Stop(id=number, key=key, grace_s=grace_s):
                 self._attempts.stop(key, grace_s, lambda: self._send(peer, protocol.Done(id=number)))
             case protocol.Forget(id=protocol.UNASKED, key=key):
-                self._attempts.forget(key, lambda: None)
+                self._waiting.pop(key, None)
+                self._unasked.append(key)
             case protocol.Forget(id=number, key=key):
+                self._waiting.pop(key, None)
                 self._attempts.forget(key, lambda: self._send(peer, protocol.Done(id=number)))
             case protocol.Renew(leases=leases):
                 self._attempts.renew(leases)

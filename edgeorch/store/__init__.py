@@ -5,7 +5,7 @@
 a list of changes as one transaction; when ``commit`` returns, the changes survive power loss.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Protocol, TypeAlias
 
 import msgspec
@@ -127,6 +127,12 @@ class EndRun(Kept, frozen=True, kw_only=True):
     run: Run
 
 
+class Again(Kept, frozen=True, kw_only=True):
+    """To be appended unless it was by an earlier commit, whose caller was cancelled before it was told."""
+
+    change: PutEvent | PutAudit
+
+
 TaskChange: TypeAlias = (
     PutTask
     | DropTask
@@ -138,6 +144,7 @@ TaskChange: TypeAlias = (
     | PutAudit
     | PutSecrets
     | DropSecrets
+    | Again
 )
 AttemptChange: TypeAlias = PutRun | DropRun | EndRun
 
@@ -176,8 +183,8 @@ class TaskStore(Protocol):
         """The highest ``PutMark`` of each name when the store was opened."""
         ...
 
-    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
-        """Apply all or nothing, durably. Returns the events among the changes, now numbered."""
+    async def commit(self, changes: Sequence[TaskChange]) -> None:
+        """Apply all or nothing, durably. Events are numbered in the order of the calls."""
         ...
 
     async def task(self, task_id: str) -> Task | None:
@@ -274,13 +281,6 @@ class AttemptStore(Protocol):
 class LocalStore(TaskStore, AttemptStore, Protocol):
     """One database that holds both, so that one transaction can span them (origin is target)."""
 
-    async def commit_both(
-        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
-    ) -> tuple[Event, ...]:
-        """Apply all of both or nothing, durably. Returns the numbered events."""
+    async def commit_both(self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]) -> None:
+        """Apply all of both or nothing, durably; see ``commit``."""
         ...
-
-
-def events_of(changes: Iterable[TaskChange]) -> list[Event]:
-    """The events among the changes, in order."""
-    return [change.event for change in changes if isinstance(change, PutEvent)]

@@ -13,6 +13,7 @@ from edgeorch.store import rows
 from edgeorch.store.clock import StoreClock, noted
 from edgeorch.store.connection import connect, storage_error
 from edgeorch.store.migrations import migrate
+from edgeorch.store.numbers import Numbers
 from edgeorch.store.repair import prepare
 
 
@@ -29,6 +30,7 @@ class Database:
         marks: see ``TaskStore``.
         set_aside: where a damaged predecessor went at this start, or None.
         clock: by which it forgets.
+        numbers: those that events get.
     """
 
     writer: sqlite3.Connection
@@ -39,6 +41,7 @@ class Database:
     marks: dict[str, int]
     set_aside: Path | None
     clock: StoreClock
+    numbers: Numbers
 
     def close(self) -> None:
         """Move the write-ahead log into the database and let go of the files; the reader is closed before."""
@@ -70,7 +73,7 @@ def open_database(path: Path, seams: Seams, new_id: str) -> Database:
             set_aside = prepare(path, seams.wall())
             writer = stack.enter_context(closing(connect(path)))
             migrate(writer)
-            store_id, boot, clock = _start(writer, seams, new_id)
+            store_id, boot, clock, numbers = _start(writer, seams, new_id)
             marks = {
                 str(name): int(number) for name, number in writer.execute("SELECT name, number FROM marks")
             }
@@ -83,7 +86,7 @@ def open_database(path: Path, seams: Seams, new_id: str) -> Database:
     except OSError as error:
         hint = "check node.state_dir, its owner and its disk"
         raise StartError(f"{error.filename or path}: {error.strerror}", hint=hint) from error
-    return Database(writer, reader, lock, store_id, boot, marks, set_aside, clock)
+    return Database(writer, reader, lock, store_id, boot, marks, set_aside, clock, numbers)
 
 
 def _lock(path: Path) -> int:
@@ -96,7 +99,7 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _start(writer: sqlite3.Connection, seams: Seams, new_id: str) -> tuple[str, int, StoreClock]:
+def _start(writer: sqlite3.Connection, seams: Seams, new_id: str) -> tuple[str, int, StoreClock, Numbers]:
     writer.execute("BEGIN IMMEDIATE")
     writer.execute("UPDATE meta SET value = ? WHERE name = 'store_id' AND value = ''", (new_id,))
     writer.execute("UPDATE meta SET value = value + 1 WHERE name = 'boot'")
@@ -105,5 +108,6 @@ def _start(writer: sqlite3.Connection, seams: Seams, new_id: str) -> tuple[str, 
     clock = StoreClock(seams, noted(known.get("clock"), newest_end, seams.wall()))
     for sql, values in (*rows.dated(clock.now()), (rows.NOTE, (clock.note(),))):
         writer.execute(sql, values)
+    numbers = Numbers(writer)
     writer.execute("COMMIT")
-    return str(known["store_id"]), int(known["boot"]), clock
+    return str(known["store_id"]), int(known["boot"]), clock, numbers

@@ -10,6 +10,7 @@ from edgeorch.errors import StorageError
 from edgeorch.model import Event, Run, Task, attempt_of, ulid
 from edgeorch.seams import Tick
 from edgeorch.store import (
+    Again,
     AttemptChange,
     AuditFilter,
     Callback,
@@ -35,8 +36,9 @@ T = TypeVar("T")
 
 Statement: TypeAlias = tuple[str, tuple[object, ...]]
 
-PUT_EVENT = "INSERT INTO events (task, body) VALUES (?, ?)"
-"""The one statement whose row id the caller gets back."""
+_PUT_EVENT = "INSERT INTO events (seq, task, body) VALUES (?, ?, ?)"
+_PUT_EVENT_AGAIN = """INSERT INTO events (seq, task, body) SELECT ?, ?, ?
+    WHERE NOT EXISTS (SELECT 1 FROM events WHERE task = ? AND body = ?)"""
 
 OPEN_TASKS = """SELECT body FROM tasks WHERE id IN (SELECT id FROM tasks INDEXED BY tasks_list
     WHERE state IN ('waiting', 'placing', 'running')) ORDER BY id"""
@@ -61,12 +63,15 @@ _PUT_RUN = """INSERT INTO runs (key, accepted_at, body) VALUES (?, ?, ?)
 _PUT_SECRETS = """INSERT INTO secrets (task, body) VALUES (?, ?)
     ON CONFLICT (task) DO UPDATE SET body = excluded.body"""
 _PUT_AUDIT = "INSERT INTO audit (at, id, kept, body) VALUES (?, ?, ?, ?)"
-_AGED = """DELETE FROM audit WHERE number < COALESCE(
+_PUT_AUDIT_AGAIN = """INSERT INTO audit (at, id, kept, body) SELECT ?, ?, ?, ?
+    WHERE NOT EXISTS (SELECT 1 FROM audit WHERE id = ?)"""
+AGED_AUDIT = """SELECT COALESCE(
     (SELECT number FROM audit WHERE kept >= ? ORDER BY number LIMIT 1),
-    (SELECT MAX(number) + 1 FROM audit))"""
-_CROWDED = """DELETE FROM audit WHERE number <= (
-    SELECT number FROM (SELECT number, SUM(LENGTH(body)) OVER (ORDER BY number DESC) AS total FROM audit)
-    WHERE total > ? ORDER BY number DESC LIMIT 1)"""
+    (SELECT MAX(number) + 1 FROM audit), 0)"""
+"""Below this number all is older than a time of the store."""
+AUDIT_SIZES = "SELECT number, LENGTH(body) FROM audit WHERE number < ? ORDER BY number DESC LIMIT ?"
+AUDIT_STEP = "SELECT MAX(number) FROM (SELECT number FROM audit WHERE number < ? ORDER BY number LIMIT ?)"
+DROP_AUDIT = "DELETE FROM audit WHERE number <= ?"
 _DROPS: dict[type, str] = {
     DropRun: "DELETE FROM runs WHERE key = ?",
     DropCallback: "DELETE FROM callbacks WHERE id = ?",
@@ -87,13 +92,22 @@ AUDIT = msgspec.msgpack.Decoder(PutAudit)
 RUN = msgspec.msgpack.Decoder(Run)
 
 
-def statements(changes: Iterable[TaskChange | AttemptChange], at: float | None = None) -> list[Statement]:
-    """The SQL of each change, in order; ``at``: the store's clock, else the times that people read serve."""
-    return [statement for change in changes for statement in _statements(change, at)]
+def statements(
+    changes: Iterable[TaskChange | AttemptChange], at: float | None = None, numbers: Iterable[int] = ()
+) -> list[Statement]:
+    """The SQL of each change, in order.
+
+    Args:
+        changes: what to store.
+        at: the store's clock, else the times that people read serve.
+        numbers: one for each event among the changes, even if it turns out to be there.
+    """
+    left = iter(numbers)
+    return [statement for change in changes for statement in _statements(change, at, left)]
 
 
 def _statements(  # noqa: C901  one case per change
-    change: TaskChange | AttemptChange, at: float | None
+    change: TaskChange | AttemptChange, at: float | None, numbers: Iterator[int]
 ) -> Iterator[Statement]:
     match change:
         case PutTask(task=task):
@@ -111,7 +125,7 @@ def _statements(  # noqa: C901  one case per change
             )
             yield _PUT_TASK, row
         case PutEvent(event=event):
-            yield PUT_EVENT, (event.task, _encode(event))
+            yield _PUT_EVENT, (next(numbers), event.task, _encode(event))
         case PutRun(run=run):
             yield _PUT_RUN, (run.offer.key, run.accepted_at, _encode(run))
         case DropRun(key=name) | DropCallback(id=name) | DropSecrets(task_id=name):
@@ -140,6 +154,15 @@ def _statements(  # noqa: C901  one case per change
             yield "DELETE FROM events WHERE task = ?", (task_id,)
             yield _DROPS[DropSecrets], (task_id,)
             yield "DELETE FROM tasks WHERE id = ?", (task_id,)
+        case Again():
+            yield _again(change.change, at, numbers)
+
+
+def _again(change: PutEvent | PutAudit, at: float | None, numbers: Iterator[int]) -> Statement:
+    [(_, row)] = _statements(change, at, numbers)
+    if isinstance(change, PutAudit):
+        return _PUT_AUDIT_AGAIN, (*row, change.id)
+    return _PUT_EVENT_AGAIN, (*row, *row[1:])
 
 
 def key_of(scope: str, key: str, now: float, tick: Tick | None) -> Statement:
@@ -205,13 +228,13 @@ def listing(which: TaskFilter) -> Statement:
 
 def audited(which: AuditFilter) -> Statement:
     """The query of a listing of the audit trail."""
-    where, values = "id IS NOT NULL AND at >= ?", [which.since]
+    where = "id IS NOT NULL AND at >= ?"
+    values: list[object] = [which.since]
     if which.before is not None:
-        return (
-            f"SELECT body FROM audit WHERE {where} AND id < ? ORDER BY id DESC LIMIT ?",  # noqa: S608  our own words
-            (*values, which.before, max(which.limit, 0)),
-        )
-    return f"SELECT body FROM audit WHERE {where} ORDER BY id DESC LIMIT ?", (*values, max(which.limit, 0))  # noqa: S608  as above
+        where = f"{where} AND id < ?"
+        values.append(which.before)
+    sql = f"SELECT body FROM audit WHERE {where} ORDER BY id DESC, number DESC LIMIT ?"  # noqa: S608  our own words
+    return sql, (*values, max(which.limit, 0))
 
 
 NAMELESS = "SELECT number, body FROM audit WHERE id IS NULL AND number > ? ORDER BY number LIMIT 500"
@@ -227,11 +250,6 @@ def named(number: int, body: bytes, node_id: str) -> list[Statement]:
         for record in decode_all(AUDIT, [(body,)])
         for named_id in [ulid(record.at, number, node_id)]
     ]
-
-
-def audit_prunes(before: float, max_bytes: int) -> list[Statement]:
-    """What forgets old audit records, and the oldest where there are too many."""
-    return [(_AGED, (before,)), (_CROWDED, (max_bytes,))]
 
 
 def dated(now: float) -> list[Statement]:

@@ -21,37 +21,43 @@ from edgeorch.errors import StorageError
 from edgeorch.model import Event, Run, Task
 from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
+    Again,
     AttemptChange,
     AuditFilter,
     Callback,
     DropTask,
     PutAudit,
+    PutEvent,
     PutKey,
     PutSecrets,
     TaskChange,
     TaskFilter,
-    events_of,
     rows,
 )
 from edgeorch.store.clock import StoreClock
 from edgeorch.store.connection import code_of, hits_everyone, storage_error, storage_errors
+from edgeorch.store.numbers import Numbers
 from edgeorch.store.opening import Database, open_database
 from edgeorch.store.stall import STALLED_S, Progress
 from edgeorch.timing import Histogram, clock
 
 T = TypeVar("T")
+_NUMBERED = (PutEvent, Again)
+"""Changes that get the number of an event each; what is not appended again leaves its number unused."""
 _MAX = (1 << 63) - 1
 """The largest number that SQLite compares with; a caller's may be larger."""
 _PRUNE_STEP = 200
-"""Tasks forgotten per transaction, so that a large clean-up does not hold up commits."""
+"""Tasks or records forgotten per transaction, so that a large clean-up does not hold up commits."""
+_LOOK_STEP = 2000
+"""Rows looked at by one question, for the same reason."""
 
 
 @dataclass(eq=False)
 class _Call:
-    """One caller's changes and what became of them; ``numbers`` are its events' in order."""
+    """One caller's changes and what became of them; ``highest`` is the number of its last event."""
 
     statements: list[rows.Statement]
-    numbers: list[int] = field(default_factory=list)
+    highest: int
     error: Exception | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
@@ -139,7 +145,7 @@ class SqliteStore:
         )
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._run_writer, database.writer)
+                nursery.start_soon(self._run_writer, database.writer, database.numbers)
                 nursery.start_soon(self._run_reader, database.reader)
                 self._closed = False
                 task_status.started()
@@ -154,14 +160,16 @@ class SqliteStore:
                 await trio.to_thread.run_sync(database.reader.close, limiter=self._reading)
                 await trio.to_thread.run_sync(database.close, limiter=self._writing)
 
-    async def _run_writer(self, connection: sqlite3.Connection) -> None:
+    async def _run_writer(self, connection: sqlite3.Connection, numbers: Numbers) -> None:
         token = trio.lowlevel.current_trio_token()
         with trio.CancelScope(shield=True):  # the thread ends by the None that serve() queues
             await trio.to_thread.run_sync(
-                self._write, connection, token, limiter=self._writing, thread_name="edgeorch-store"
+                self._write, connection, numbers, token, limiter=self._writing, thread_name="edgeorch-store"
             )
 
-    def _write(self, connection: sqlite3.Connection, token: trio.lowlevel.TrioToken) -> None:
+    def _write(
+        self, connection: sqlite3.Connection, numbers: Numbers, token: trio.lowlevel.TrioToken
+    ) -> None:
         """The writer thread: take all that waits, commit it together, wake its callers."""
         stopping = False
         while not stopping:
@@ -170,7 +178,7 @@ class SqliteStore:
                 taken.append(self._queue.get())
             calls = [call for call in taken if call is not None]
             stopping = len(calls) < len(taken)
-            self._transactions += _apply(connection, calls)
+            self._transactions += _apply(connection, calls, numbers)
             token.run_sync_soon(self._wake, calls)
 
     async def _run_reader(self, connection: sqlite3.Connection) -> None:
@@ -198,17 +206,17 @@ class SqliteStore:
         if calls:
             self._writes.answered(len(calls))
 
-    async def _submit(self, statements: list[rows.Statement]) -> list[int]:
+    async def _submit(self, statements: list[rows.Statement], highest: int = 0) -> None:
         if self._closed:
             raise StorageError("the node is stopping and stores nothing more")
         if not statements:
             await trio.lowlevel.checkpoint()
-            return []
+            return
         if self.still_s >= STALLED_S:
             # Nobody who waits is lost, and the queue does not grow for as long as a disk hangs.
             await trio.lowlevel.checkpoint()
             raise StorageError(self.problem, hint="the disk does not answer: see the kernel's log")
-        call = _Call(statements)
+        call = _Call(statements, highest)
         self._commits += 1
         self._writes.asked()
         begun = clock()
@@ -222,7 +230,6 @@ class SqliteStore:
             raise call.error
         self._failure = ""
         self._took.since(begun)
-        return call.numbers
 
     async def _read(self, ask: Callable[[sqlite3.Connection], T]) -> T:
         if self._closed or self._database is None:
@@ -238,10 +245,14 @@ class SqliteStore:
         return found
 
     @property
-    def _clock(self) -> StoreClock:
+    def _opened(self) -> Database:
         if self._database is None:
             raise StorageError("the database is not open yet")
-        return self._database.clock
+        return self._database
+
+    @property
+    def _clock(self) -> StoreClock:
+        return self._opened.clock
 
     # TaskStore
 
@@ -250,9 +261,9 @@ class SqliteStore:
         """See ``TaskStore``."""
         return self._database.marks if self._database else {}
 
-    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
+    async def commit(self, changes: Sequence[TaskChange]) -> None:
         """See ``TaskStore``."""
-        return await self.commit_both(changes, ())
+        await self.commit_both(changes, ())
 
     async def task(self, task_id: str) -> Task | None:
         """See ``TaskStore``."""
@@ -306,8 +317,24 @@ class SqliteStore:
         return named
 
     async def prune_audit(self, older_s: float, max_bytes: int) -> None:
-        """See ``TaskStore``."""
-        await self._submit(rows.audit_prunes(self._clock.now() - older_s, max_bytes))
+        """See ``TaskStore``. Works in steps, so that commits go on meanwhile."""
+        since = self._clock.now() - older_s
+        aged = await self._read(lambda db: _number(db, rows.AGED_AUDIT, since))
+        below = max(aged or 0, await self._crowded_audit(max_bytes))
+        while last := await self._read(lambda db: _number(db, rows.AUDIT_STEP, below, _PRUNE_STEP)):
+            await self._submit([(rows.DROP_AUDIT, (last,))])
+
+    async def _crowded_audit(self, max_bytes: int) -> int:
+        """Below this number are the oldest audit records of more than so many bytes."""
+        before, size = _MAX, 0
+        while step := await self._read(
+            lambda db: db.execute(rows.AUDIT_SIZES, (before, _LOOK_STEP)).fetchall()  # noqa: B023  read at once
+        ):
+            for before, length in step:
+                size += length
+                if size > max_bytes:
+                    return int(before) + 1
+        return 0
 
     async def secrets(self, task_id: str) -> bytes | None:
         """See ``TaskStore``."""
@@ -384,13 +411,12 @@ class SqliteStore:
 
     # LocalStore
 
-    async def commit_both(
-        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
-    ) -> tuple[Event, ...]:
+    async def commit_both(self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]) -> None:
         """See ``LocalStore``."""
-        numbers = await self._submit(rows.statements([*tasks, *runs], self._clock.now()))
-        replace = msgspec.structs.replace
-        return tuple(replace(event, seq=seq) for event, seq in zip(events_of(tasks), numbers, strict=True))
+        database = self._opened
+        numbers = database.numbers.take(sum(isinstance(change, _NUMBERED) for change in tasks))
+        todo = rows.statements([*tasks, *runs], database.clock.now(), numbers)
+        await self._submit(todo, numbers.stop - 1)
 
     def statistics(self) -> Statistics:
         """Counters for the metrics."""
@@ -405,6 +431,11 @@ def _one(
     return rows.decode(decoder, row[0]) if row else None
 
 
+def _number(connection: sqlite3.Connection, sql: str, *values: object) -> int | None:
+    found: int | None = connection.execute(sql, values).fetchone()[0]
+    return found
+
+
 def _all(
     connection: sqlite3.Connection,
     decoder: msgspec.msgpack.Decoder[T],
@@ -414,7 +445,9 @@ def _all(
     return rows.decode_all(decoder, connection.execute(sql, values))
 
 
-def _apply(connection: sqlite3.Connection, calls: list[_Call], *, again: bool = False) -> int:
+def _apply(
+    connection: sqlite3.Connection, calls: list[_Call], numbers: Numbers, *, again: bool = False
+) -> int:
     """Commit the calls together, or, where one of them cannot be stored, each by itself.
 
     A failed statement may end the whole transaction (sqlite.org/lang_transaction.html, "response to errors"),
@@ -430,11 +463,9 @@ def _apply(connection: sqlite3.Connection, calls: list[_Call], *, again: bool = 
         cursor.execute("BEGIN IMMEDIATE")
         begun = True
         for call in calls:
-            call.numbers.clear()
+            numbers.mark(cursor, call.highest)
             for sql, values in call.statements:
                 cursor.execute(sql, values)
-                if sql is rows.PUT_EVENT:
-                    call.numbers.append(cursor.lastrowid or 0)
         cursor.execute("COMMIT")
     except (sqlite3.Error, ValueError, OverflowError) as error:
         _roll_back(connection)
@@ -442,9 +473,9 @@ def _apply(connection: sqlite3.Connection, calls: list[_Call], *, again: bool = 
             # The log starts anew once the database has taken it over; that may be all the space needed.
             with suppress(sqlite3.Error):
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return 1 + _apply(connection, calls, again=True)
+            return 1 + _apply(connection, calls, numbers, again=True)
         if begun and len(calls) > 1 and not hits_everyone(error):
-            return 1 + sum(_apply(connection, [call], again=again) for call in calls)
+            return 1 + sum(_apply(connection, [call], numbers, again=again) for call in calls)
         for call in calls:
             call.error = error
     return 1

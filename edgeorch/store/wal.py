@@ -23,6 +23,10 @@ _MAX_FRAME_AT = 16
 """Of the first header in the wal-index, in this machine's byte order."""
 
 
+_PAGE_SIZE_AT = 16
+"""Of a database; 1 stands for 65,536."""
+
+
 class _Frame(NamedTuple):
     commits: bool
     salts: tuple[int, int]
@@ -40,6 +44,8 @@ def unread(path: Path) -> str | None:
     with wal.open("rb") as file:
         header = file.read(_HEADER.size)
     page_size, salts, sound = _header(header)
+    if not sound:
+        page_size = _page_size_of(path)
     frames = list(_frames(wal, page_size))
     if not sound:
         # It was synced before the first frame was written.
@@ -60,7 +66,15 @@ def _header(data: bytes) -> tuple[int, tuple[int, int], bool]:
         sums[0] = (sums[0] + even + sums[1]) % _WORD
         sums[1] = (sums[1] + odd + sums[0]) % _WORD
     sound = (magic & ~1, version, sums) == (_MAGIC, _VERSION, [first, second])
-    return page_size if sound else 4096, (salts[0], salts[1]), sound
+    return page_size, (salts[0], salts[1]), sound
+
+
+def _page_size_of(path: Path) -> int:
+    """What the database says, at the same place as in every one; it is open, so it has a sound head."""
+    with path.open("rb") as file:
+        file.seek(_PAGE_SIZE_AT)
+        found = int.from_bytes(file.read(2), "big")
+    return 65_536 if found == 1 else max(found, 512)
 
 
 def _frames(wal: Path, page_size: int) -> Iterator[_Frame]:

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from edgeorch.errors import DriverError
-from edgeorch.executor.driver import Available, Launch, Progress
+from edgeorch.executor.driver import TURN_S, Available, Launch, NoTurnError, Progress
 from edgeorch.model import ContainerService, Exit, Handle
 from edgeorch.runner.capped import CappedFile
 from edgeorch.secret import Secret
@@ -62,6 +62,9 @@ class ScriptedHost:
         self.secrets: dict[str, Mapping[str, Secret]] = {}
         """What running services have been given, by key."""
         self._nursery: trio.Nursery | None = None
+        self._line: list[str] = []
+        """Keys that wait for their turn."""
+        self._moved = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Let services live until cancelled."""
@@ -73,6 +76,30 @@ class ScriptedHost:
             finally:
                 self._nursery = None
         raise AssertionError("unreachable")
+
+    async def turn(self, driver: str, key: str, most: int) -> None:
+        """Wait until fewer services of a driver run, and nobody waits who came before.
+
+        Raises:
+            NoTurnError: they did not in time.
+        """
+        self._line.append(key)
+        try:
+            with trio.move_on_after(TURN_S):
+                while self._line[0] != key or self._running(driver) >= most:
+                    await self._moved.wait()
+                return
+            raise NoTurnError
+        finally:
+            self._line.remove(key)
+            self._move()
+
+    def _running(self, driver: str) -> int:
+        return sum(one.end is None and one.handle.driver == driver for one in self.services.values())
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
 
     def begin(self, driver: str, launch: Launch, steps: Sequence[tuple[str, ...]]) -> Handle:
         """Start a service; a known key is left as it is."""
@@ -123,6 +150,7 @@ class ScriptedHost:
             service.end = msgspec.structs.replace(end, silent=silent)
             self.secrets.pop(service.launch.key, None)
             service.ended.set()
+            self._move()
             nursery.cancel_scope.cancel()
 
     async def _watch_lease(self, service: _Service) -> None:
@@ -154,7 +182,7 @@ class ScriptedDriver:
         self.started: list[str] = []
         """Every key for which ``start`` was called, in order."""
         self._missing_images = missing_images
-        self._available = Available(version="scripted")
+        self._available = Available(version="scripted", queues=True)
         self._changed = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -193,6 +221,7 @@ class ScriptedDriver:
         Raises:
             DriverError: what ``fail-start`` says, ``no_program``, ``invalid_service`` or
                 ``driver_unavailable``.
+            NoTurnError: with ``launch.most``.
         """
         await trio.lowlevel.checkpoint()
         self.started.append(launch.key)
@@ -200,6 +229,8 @@ class ScriptedDriver:
             raise DriverError(self._available.reason, hint=self._available.hint, reason="driver_unavailable")
         service = launch.service
         words = service.args if isinstance(service, ContainerService) else service.argv
+        if launch.most is not None:
+            await self.host.turn(self.name, launch.key, launch.most)
         return self.host.begin(self.name, launch, _steps(words))
 
     async def wait(self, handle: Handle) -> Exit:

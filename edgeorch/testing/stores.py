@@ -12,6 +12,7 @@ from edgeorch.errors import StorageError
 from edgeorch.model import Event, Run, Task, attempt_of, ulid
 from edgeorch.seams import Seams, Tick
 from edgeorch.store import (
+    Again,
     AttemptChange,
     AuditFilter,
     Callback,
@@ -82,24 +83,31 @@ class MemoryStore:
         task_status.started()
         await trio.sleep_forever()
 
-    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
+    async def commit(self, changes: Sequence[TaskChange]) -> None:
         """See ``TaskStore``."""
-        return await self.commit_both(changes, ())
+        await self.commit_both(changes, ())
 
     async def commit_runs(self, changes: Sequence[AttemptChange]) -> None:
         """See ``AttemptStore``."""
         await self.commit_both((), changes)
 
-    async def commit_both(
-        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
-    ) -> tuple[Event, ...]:
+    async def commit_both(self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]) -> None:
         """See ``LocalStore``."""
         changes = [*tasks, *runs]
         msgspec.msgpack.encode(changes)  # what cannot be stored fails here, before anything is applied
         await trio.lowlevel.checkpoint()
-        return tuple(event for change in changes for event in self._apply(change))
+        for change in changes:
+            if not isinstance(change, Again):
+                self._apply(change)
+            elif not self._has(change.change):
+                self._apply(change.change)
 
-    def _apply(self, change: TaskChange | AttemptChange) -> Iterable[Event]:  # noqa: C901  one case per change
+    def _has(self, change: PutEvent | PutAudit) -> bool:
+        if isinstance(change, PutAudit):
+            return change.id in {one.id for one in self._audit}
+        return change.event in [msgspec.structs.replace(one, seq=0) for one in self._events]
+
+    def _apply(self, change: TaskChange | AttemptChange) -> None:  # noqa: C901  one case per change
         match change:
             case PutTask(task=task):
                 self._tasks[task.id] = task
@@ -112,9 +120,7 @@ class MemoryStore:
                 self._events = [event for event in self._events if event.task != task_id]
             case PutEvent(event=event):
                 self._seq += 1
-                numbered = msgspec.structs.replace(event, seq=self._seq)
-                self._events.append(numbered)
-                return (numbered,)
+                self._events.append(msgspec.structs.replace(event, seq=self._seq))
             case PutKey():
                 self._keys[change.scope, change.key] = change
             case PutMark(name=name, number=number):
@@ -139,7 +145,6 @@ class MemoryStore:
                 self._runs.pop(run.offer.key, None)
                 key = (run.offer.task_id, run.offer.number)
                 self._ended_runs[key], self._run_ends[key] = bare_end(run), self.clock.now()
-        return ()
 
     async def task(self, task_id: str) -> Task | None:
         """See ``TaskStore``."""
@@ -182,7 +187,7 @@ class MemoryStore:
     async def audit(self, which: AuditFilter) -> list[PutAudit]:
         """See ``TaskStore``."""
         await trio.lowlevel.checkpoint()
-        found = sorted((one for one in self._audit if one.id), key=lambda one: one.id, reverse=True)
+        found = sorted((one for one in reversed(self._audit) if one.id), key=lambda one: one.id, reverse=True)
         found = [
             one for one in found if one.at >= which.since and not (which.before and one.id >= which.before)
         ]
@@ -317,21 +322,19 @@ class FailingStore:
         if self.failing or self.commits in self.fail_at:
             raise StorageError(f"the disk is full (commit {self.commits})", hint="this failure was asked for")
 
-    async def commit(self, changes: Sequence[TaskChange]) -> tuple[Event, ...]:
+    async def commit(self, changes: Sequence[TaskChange]) -> None:
         """See ``TaskStore``."""
-        return await self.commit_both(changes, ())
+        await self.commit_both(changes, ())
 
     async def commit_runs(self, changes: Sequence[AttemptChange]) -> None:
         """See ``AttemptStore``."""
         await self.commit_both((), changes)
 
-    async def commit_both(
-        self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]
-    ) -> tuple[Event, ...]:
+    async def commit_both(self, tasks: Sequence[TaskChange], runs: Sequence[AttemptChange]) -> None:
         """See ``LocalStore``."""
         await trio.lowlevel.checkpoint()
         self._gate()
-        return await self._inner.commit_both(tasks, runs)
+        await self._inner.commit_both(tasks, runs)
 
     async def prune(self, older_s: float) -> list[str]:
         """See ``TaskStore``. Counts as a commit."""

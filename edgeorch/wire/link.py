@@ -15,6 +15,7 @@ from edgeorch.wire import From, Handler, Handlers, InstantHandler, codec, frames
 from edgeorch.wire.frames import MAX_FRAME, Frame, Kind
 from edgeorch.wire.handshake import Greeted
 from edgeorch.wire.messages import TYPES, Failure, Message, Unsupported
+from edgeorch.wire.pulse import Pulse
 
 MAX_QUEUED = 1 << 20
 """Bytes that wait to be sent before callers and answers wait for room."""
@@ -52,7 +53,7 @@ class Link:
         since, used: Trio's clock when it was made and when the last request started.
     """
 
-    def __init__(self, greeted: Greeted, handlers: Handlers) -> None:
+    def __init__(self, greeted: Greeted, handlers: Handlers, pulse: Pulse) -> None:
         self.greeted = greeted
         self.peer = greeted.sender
         self.draining = False
@@ -65,6 +66,8 @@ class Link:
         self._connection = greeted.connection
         self._stream = greeted.connection.secured.stream
         self._handlers = handlers
+        self._pulse = pulse
+        self._first_beat = pulse.beat()
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._out = bytearray()
@@ -269,7 +272,13 @@ class Link:
             except WireError as error:
                 self._answer(frame.id, codec.as_failure(error))
                 return
-            scope = self._inbound[frame.id] = trio.CancelScope(deadline=self.used + frames.time_left(frame))
+            left_s = frames.time_left(frame) - self._pulse.unread_s(self._first_beat)
+            if left_s <= 0:
+                # Its handler may do what cannot be undone before it waits for the first time.
+                detail = f"{frame.type} was out of time when it was read"
+                self._answer(frame.id, Failure(slug="unavailable", detail=detail))
+                return
+            scope = self._inbound[frame.id] = trio.CancelScope(deadline=self.used + left_s)
             nursery.start_soon(self._handle, frame.id, handler, message, scope)
 
     async def _handle(self, number: int, handler: Handler, message: Message, scope: trio.CancelScope) -> None:

@@ -17,6 +17,7 @@ from edgeorch.wire.frames import Kind
 from edgeorch.wire.handshake import HANDSHAKE_S, Greeted, greet, receive_greeting
 from edgeorch.wire.link import Link
 from edgeorch.wire.messages import Hello, Message
+from edgeorch.wire.pulse import Pulse
 from edgeorch.wire.transport import DialError, Secured, Transport
 
 IDLE_S = 60.0
@@ -46,6 +47,7 @@ class Links:
         *,
         max_links: int,
         rng: random.Random,
+        clock: Callable[[], float] = trio.current_time,
     ) -> None:
         self.on_hello: Callable[[From, Hello, PeerIdentity], None] = lambda *_: None
         self.on_up: Callable[[str], None] = lambda _: None
@@ -56,6 +58,7 @@ class Links:
         self._handlers = handlers
         self._max_links = max_links
         self._rng = rng
+        self._pulse = Pulse(clock)
         self._nursery: trio.Nursery | None = None
         self._links: dict[str, Link] = {}
         """The link that new requests use."""
@@ -81,6 +84,7 @@ class Links:
             async with trio.open_nursery() as self._nursery:
                 for dialler in self._diallers.values():
                     self._nursery.start_soon(dialler.run)
+                self._nursery.start_soon(self._pulse.run)
                 task_status.started()
                 await self._close_idle()
         finally:
@@ -304,7 +308,7 @@ class Links:
                 raise DialError(f"another dial to node {node_id} failed", reason="crossed")
 
     def _adopt(self, greeted: Greeted) -> Link:
-        link = Link(greeted, self._handlers)
+        link = Link(greeted, self._handlers, self._pulse)
         link.on_draining, link.on_ended = self._retire, self._bury
         node_id = greeted.sender.node_id
         self._certificates[node_id] = greeted.connection.secured.certificate

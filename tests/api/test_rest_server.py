@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from edgeorch.config import Api, Node
 from edgeorch.errors import StartError
-from edgeorch.rest import connection
+from edgeorch.rest import connection, tasks
 from edgeorch.rest import server as server_module
 from edgeorch.rest.api import create_app
 from edgeorch.rest.auth import Tokens
@@ -586,6 +586,34 @@ async def test_a_client_that_never_reads_is_cut():
         await wait_all_tasks_blocked()
         assert running.server.statistics()["connections"] == 0
         await stream.aclose()
+
+
+async def test_nobody_waits_on_for_a_client_that_has_left(monkeypatch):
+    monkeypatch.setattr(tasks, "UNWATCHED_S", 0.01)
+    waiting, cut = trio.Event(), trio.Event()
+
+    async def noted(*_given):
+        waiting.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cut.set()
+
+    async with serving() as running:
+        task_id, wait = await submitted(running), running.backend.wait
+
+        async def wait_longer(which, caller, seconds):
+            return await (noted() if seconds > 1 else wait(which, caller, seconds))
+
+        monkeypatch.setattr(running.backend, "wait", wait_longer)
+        stream = await running.connect()
+        head = f"GET /api/v1/tasks/{task_id} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=100\r\n\r\n"
+        await stream.send_all(head.encode())
+        with trio.fail_after(10):
+            await waiting.wait()
+            await stream.aclose()
+            await cut.wait()
+        await running.still_serves()
 
 
 async def test_a_vanished_follower_ends_its_stream():

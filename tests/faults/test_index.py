@@ -166,6 +166,10 @@ PROMISES = {
         "node/test_cut_off.py::test_stop_ends_the_attempt_on_its_own_side_without_the_daemon",
         "node/test_cut_off.py::test_keep_lets_it_finish_and_report",
         "node/test_cut_off.py::test_at_most_once_is_at_most_once",
+        "node/test_cut_off.py::test_an_offer_that_a_frozen_node_finds_when_it_goes_on_is_too_old",
+    ],
+    "the end of a task is told once": [
+        "unit/test_later_writes.py::test_what_was_written_although_its_caller_had_gone_is_not_written_again",
     ],
     "a restored node runs nothing again": [
         "node/test_restored.py::test_what_ended_after_the_backup_is_not_run_again",

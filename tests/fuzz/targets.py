@@ -456,6 +456,8 @@ TARGETS = {
             protocol.encode(message)
             for message in (
                 protocol.Start(id=1, key="a.1", argv=("true",), env={"A": "b"}, output_max=5, lease_s=1.5),
+                protocol.Start(id=4, key="a.1", argv=("true",), env={}, output_max=5, most=2),
+                protocol.Withdraw(id=5, key="a.1"),
                 protocol.Stop(id=2, key="a.1", grace_s=10.0),
                 protocol.Renew(leases={"a.1": 9.5}),
                 protocol.Listed(id=3, attempts=(protocol.Known(key="a.1", folder="/a"),)),

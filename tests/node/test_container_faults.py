@@ -159,6 +159,9 @@ async def until_available(driver, *, available):
 
 async def test_an_engine_that_restarts_takes_its_containers_with_it(engine, driver):
     handle = await driver.start(launch("sh", "-c", "echo up; exec sleep 100"))
+    with trio.fail_after(20):
+        while await trio.Path(handle.stdout).read_bytes() != b"up\n":  # noqa: ASYNC110  nobody tells of it
+            await trio.sleep(0.01)
     await engine.end()
     await until_available(driver, available=False)
     assert "Docker Engine" in driver.available.reason
@@ -231,7 +234,9 @@ async def test_an_engine_that_appears_later_gets_rid_of_strays(engine, tmp_path,
     command = ["docker", "-H", engine.host, "events", "--filter", "event=destroy"]
     events = await nursery.start(partial(trio.run_process, command, stdout=subprocess.PIPE, check=False))
     engine.process.send_signal(signal.SIGCONT)
+    line = b""
     with trio.fail_after(30):
-        line = await events.stdout.receive_some()
+        while not line.endswith(b"\n"):  # the command writes a line in several pieces
+            line += await events.stdout.receive_some()
     events.terminate()
     assert b"edgeorch.attempt=t.1" in line

@@ -81,6 +81,19 @@ def test_stop_ends_the_attempt_on_its_own_side_without_the_daemon(fleet, ledger,
         freeze(garage, signal.SIGCONT)
 
 
+def test_an_offer_that_a_frozen_node_finds_when_it_goes_on_is_too_old(fleet, ledger):
+    kitchen, garage = up(fleet)
+    freeze(garage, signal.SIGSTOP)
+    where = {"placement": {"constraints": ["name == garage"]}}
+    task = kitchen.submit("sh", "-c", BEATS, str(ledger), "1", retry={"max_attempts": 1}, **where)
+    ended = kitchen.ended(task)
+    assert (ended["state"], ended["attempts"][0]["node_name"]) == ("lost", "garage")
+    freeze(garage, signal.SIGCONT)
+    fleet.wait_seen(kitchen, "garage")
+    assert kitchen.ended(kitchen.submit("true", **where))["state"] == "succeeded"
+    assert lines(ledger) == []
+
+
 def test_keep_lets_it_finish_and_report(fleet, ledger):
     kitchen, garage = up(fleet)
     task = on_garage(kitchen, ledger, 5 * (LEASE_S + 3), max_attempts=1, on_disconnect="keep")

@@ -11,9 +11,11 @@ import trio
 import trio.testing
 
 from edgeorch.errors import DriverError
-from edgeorch.executor.driver import Launch
+from edgeorch.executor import native
+from edgeorch.executor.driver import Launch, NoTurnError
 from edgeorch.executor.native import NativeDriver
 from edgeorch.model import NativeService
+from edgeorch.testing import drivers
 from edgeorch.testing.drivers import ScriptedDriver, ScriptedHost
 
 pytestmark = pytest.mark.timeout(60)
@@ -198,6 +200,101 @@ async def test_a_lease(driver):
     for handle in (kept, free):
         await driver.stop(handle, 5)
         assert (await end_of(driver, handle)).cause == "failed"
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """However slow the machine is, turns come in time."""
+    for module in (native, drivers):
+        monkeypatch.setattr(module, "TURN_S", 60.0)
+
+
+async def in_line(driver, nursery, key, most=1):
+    """Ask for a service that has to wait; an event for its start."""
+    begun = trio.Event()
+
+    async def begin():
+        await driver.start(launch("sleep", "1000", key=key, most=most))
+        begun.set()
+
+    nursery.start_soon(begin)
+    await trio.testing.wait_all_tasks_blocked()
+    return begun
+
+
+async def its_turn(driver, begun, key):
+    """The service that has waited."""
+    with trio.fail_after(20):
+        await begun.wait()
+    return (await driver.recover())[key]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_turns_come_in_order_as_services_end(driver, nursery):
+    handle = await driver.start(launch("sleep", "1000", key="first.1", most=1))
+    line = {key: await in_line(driver, nursery, key) for key in ("second.1", "third.1", "fourth.1")}
+    for key, begun in line.items():
+        assert (await driver.recover()).keys() == {handle.ref}
+        await driver.stop(handle, 5)
+        await driver.destroy(handle)
+        handle = await its_turn(driver, begun, key)
+    await driver.stop(handle, 5)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_what_is_started_without_a_turn_counts_and_does_not_wait(driver, nursery):
+    first = await driver.start(launch("sleep", "1000", key="first.1"))
+    second = await driver.start(launch("sleep", "1000", key="second.1"))
+    begun = await in_line(driver, nursery, "waits.1", most=2)
+    third = await driver.start(launch("sleep", "1000", key="third.1"))
+    assert (await driver.recover()).keys() == {"first.1", "second.1", "third.1"}
+    for handle in (first, second):
+        assert not begun.is_set()
+        await driver.stop(handle, 5)
+    for handle in (await its_turn(driver, begun, "waits.1"), third):
+        await driver.stop(handle, 5)
+
+
+async def test_who_has_no_turn_in_time_is_not_started_later(driver):
+    first = await driver.start(launch("sleep", "1000", key="first.1"))
+    with pytest.raises(NoTurnError):
+        await driver.start(launch("true", key="waits.1", most=1))
+    await driver.stop(first, 5)
+    assert (await driver.recover()).keys() == {"first.1"}
+    handle = await driver.start(launch("true", key="waits.1", most=1))
+    assert (await end_of(driver, handle)).exit_code == 0
+
+
+@pytest.mark.usefixtures("patient")
+async def test_who_leaves_while_it_waits_is_not_started_and_holds_up_nobody(driver, nursery):
+    first = await driver.start(launch("sleep", "1000", key="first.1"))
+    async with trio.open_nursery() as leaving:
+        await in_line(driver, leaving, "leaves.1")
+        begun = await in_line(driver, nursery, "waits.1")
+        leaving.cancel_scope.cancel()
+    await driver.stop(first, 5)
+    last = await its_turn(driver, begun, "waits.1")
+    assert (await driver.recover()).keys() == {"first.1", "waits.1"}
+    await driver.stop(last, 5)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_one_that_cannot_be_started_leaves_its_turn_to_the_next(driver, nursery):
+    first = await driver.start(launch("sleep", "1000", key="first.1"))
+    refused = []
+
+    async def fail():
+        with pytest.raises(DriverError, match="no-such-program"):
+            await driver.start(launch("no-such-program", key="fails.1", most=1))
+        refused.append("fails.1")
+
+    nursery.start_soon(fail)
+    await trio.testing.wait_all_tasks_blocked()
+    begun = await in_line(driver, nursery, "waits.1")
+    await driver.stop(first, 5)
+    last = await its_turn(driver, begun, "waits.1")
+    assert refused
+    await driver.stop(last, 5)
 
 
 async def test_services_outlive_the_daemon(kind):

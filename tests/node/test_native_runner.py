@@ -101,7 +101,8 @@ def test_nothing_that_a_daemon_sends_ends_the_runner(runner, seed):
     rng = random.Random(seed)
     keys = [f"{TASK}.{number}" for number in range(1, 4)]
     words = {"words": [*keys, "true", "A=b", "/"], "fixed": {"key": keys[0]}}
-    kinds = (protocol.Start, protocol.Start, protocol.Stop, protocol.Forget, protocol.Renew, protocol.List)
+    start, stop = (protocol.Start, protocol.Start), (protocol.Withdraw, protocol.Stop, protocol.Forget)
+    kinds = (*start, *stop, protocol.Renew, protocol.List)
     keeper = runner.connect()
     assert isinstance(keeper.receive(), protocol.Welcome)
     for _ in range(150):
@@ -149,6 +150,30 @@ def test_every_daemon_hears_of_an_exit(runner):
     )
     for client in (first, second):
         client.sock.close()
+
+
+def test_an_attempt_that_was_forgotten_just_now_is_started_again(runner):
+    client = runner.connect()
+    client.receive()
+    start(client, "a.1", "true")
+    assert client.receive().key == "a.1"
+    forget = protocol.encode(protocol.Forget(id=protocol.UNASKED, key="a.1"))
+    again = protocol.encode(protocol.Start(id=2, key="a.1", argv=("false",), env={}, output_max=1000))
+    client.sock.sendall(forget + again)
+    assert isinstance(client.receive(), protocol.Started)
+    assert client.receive().ended.exit_code == 1
+    client.sock.close()
+
+
+def test_an_answer_says_that_what_came_before_it_is_forgotten(runner):
+    client = runner.connect()
+    client.receive()
+    start(client, "a.1", "true")
+    assert client.receive().key == "a.1"
+    forget = protocol.encode(protocol.Forget(id=protocol.UNASKED, key="a.1"))
+    client.sock.sendall(forget + protocol.encode(protocol.List(id=2)))
+    assert client.receive().attempts == ()
+    client.sock.close()
 
 
 def test_a_long_list_comes_in_parts(tmp_path):

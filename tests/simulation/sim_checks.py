@@ -57,6 +57,10 @@ class Checks:
         """Task id by node and ServiceID."""
         self._show = show
         self._trace = hashlib.sha256()
+        self.ends = {}
+        """Events that tell of the end of a task, by its id."""
+        self.records: set[str] = set()
+        """Ids in the audit trails."""
         self.steps = 0
 
     def say(self, who, what):
@@ -169,6 +173,18 @@ class Checks:
         failed = [child.id for child in children if child.state is not TaskState.SUCCEEDED]
         if task.state is TaskState.SUCCEEDED and (failed or not children):
             raise BrokenError(f"{task.id} has succeeded, and its children {failed} have not")
+
+    def put_down(self, who, events, records):
+        """A node has written these events and records of the audit trail; each once, and an end is one."""
+        for event in events:
+            if event.type == "state" and TaskState(event.data["state"]).terminal:
+                first = self.ends.setdefault(event.task, event)
+                if first is not event:
+                    raise BrokenError(f"{event.task} tells of its end twice: {first}, {event}")
+        for record in records:
+            if record.id in self.records:
+                raise BrokenError(f"{who} has written twice: {record}")
+            self.records.add(record.id)
 
     def dropped(self, who, task):
         """A node forgets a task."""

@@ -42,7 +42,9 @@ class CheckedStore(MemoryStore):
                     self._checks.parent(task, self.of_parent(task.id))
             case DropTask(task_id=task_id) if task_id in self._tasks:
                 self._checks.dropped(self._name, self._tasks[task_id])
-        return super()._apply(change)
+        events, records = len(self._events), len(self._audit)
+        super()._apply(change)
+        self._checks.put_down(self._name, self._events[events:], self._audit[records:])
 
 
 class Disk:

@@ -23,6 +23,7 @@ FOUND = {
     28: "the end of an attempt, late on its way to the disk, had a placed task placed again",
     31: "the end of a task that a full disk had refused was never written",
     44: "a waiting task whose start here a full disk had refused was never tried again",
+    81: "the end of a task whose report was cut off on its way to the disk was told twice",
     99: "a parent that was out of time, not yet on the disk, was cancelled",
     101: "a lease was over before a slow disk let its offer go out",
     116: "a callback after a restart had the key of one that had been delivered",
@@ -52,11 +53,10 @@ def test_a_disk_that_forgets_what_it_has_confirmed_is_found(monkeypatch):
     plain = sim_node.CheckedStore._apply
 
     def forgetful(store, change):
-        events = tuple(plain(store, change))
+        plain(store, change)
         for task_id in list(store._tasks):
             if store._seams.rng.random() < 0.01:
                 del store._tasks[task_id]
-        return events
 
     monkeypatch.setattr(sim_node.CheckedStore, "_apply", forgetful)
     assert "does not know it any more" in simulate.run(31).broken

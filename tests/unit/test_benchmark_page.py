@@ -68,6 +68,17 @@ def test_a_profile_says_what_bounds_the_rate(page):
     assert "| Trio | 75 % |" in text
 
 
+def test_a_large_fleet_shows_whose_code_takes_more(page):
+    small = {"what": "100 nodes", "messages": 16.0, "links": 0.0, "cpu": 4.0, "together": 5.0}
+    small["layers"] = {"Trio": 2.5, "table": 1.5}
+    large = small | {"what": "1,000 nodes", "links": 1.4, "cpu": 5.0, "layers": {"Trio": 2.0, "table": 3.0}}
+    text = page.page({"membership": page.section([], fleets=[small, large])})
+    assert "| | 100 nodes | 1,000 nodes | ratio |" in text
+    assert "| links that it opens, /s | 0 | 1.4 |  |" in text
+    assert "| CPU time of a lone node, ms/s | 4 | 5 | 1.25 |" in text
+    assert text.index("| of it: table | 1.5 | 3 | 2 |") < text.index("| of it: Trio | 2.5 | 2 | 0.8 |")
+
+
 def test_a_soak_shows_what_grows(page):
     figures = {"minutes": 10.0, "capacity_per_s": 500.0, "offered_per_s": 400.0, "tasks": 240_000}
     figures |= {"slow": 1_200, "slow_seconds": 7, "seconds": 600.0}

@@ -8,9 +8,9 @@ from edgeorch.errors import StorageError
 from edgeorch.model import AttemptState as A
 from edgeorch.model import PeerState
 from edgeorch.model import TaskState as T
-from edgeorch.store import EndRun, PutRun
+from edgeorch.store import AuditFilter, EndRun, PutRun
 from edgeorch.testing.drivers import ScriptedDriver
-from edgeorch.testing.fleet import VirtualFleet
+from edgeorch.testing.fleet import ADMIN, VirtualFleet
 from edgeorch.testing.stores import MemoryStore
 
 
@@ -232,3 +232,27 @@ async def test_ends_that_a_full_disk_refuses_are_written_when_it_has_room(
     assert await b.store.runs() == []
     assert b.host.services == {}
     assert [await end_of(b, task) for task in tasks] == [[A.SUCCEEDED]] * 3
+
+
+async def test_what_was_written_although_its_caller_had_gone_is_not_written_again(
+    autojump_clock, fleet, nursery, monkeypatch
+):
+    """A peer's report or a person's request that is cut off goes on to the disk."""
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("sleep", "100")
+    await until(a, task, lambda now: now.state is T.RUNNING)
+    plain = a.store.commit_both
+
+    async def cut_off(changes, runs=()):
+        await plain(changes, runs)
+        scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    with trio.CancelScope() as scope, monkeypatch.context() as patch:
+        patch.setattr(a.store, "commit_both", cut_off)
+        await a.dispatch.cancel(task.id, ADMIN)
+    assert scope.cancelled_caught
+    await ended(a, task)
+    told = [one.data["reason"] for one in await a.store.events(task.id, 0, 100) if one.type == "state"]
+    assert told.count("being cancelled") == 1
+    assert [one.action for one in await a.store.audit(AuditFilter())] == ["cancel", "submit"]

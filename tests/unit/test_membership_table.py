@@ -11,6 +11,7 @@ from edgeorch.errors import StartError
 from edgeorch.membership import SelfInfo, Table
 from edgeorch.membership.seeds import parse_seed, resolve
 from edgeorch.membership.self_info import LARGEST_JUMP, architecture
+from edgeorch.membership.table import NEAREST
 from edgeorch.model import PeerState
 from edgeorch.seams import Seams
 from edgeorch.wire.messages import Digest
@@ -219,6 +220,27 @@ def test_a_node_that_was_found_lately_is_told_of_first():
     assert table._news == {}
 
 
+def test_in_a_large_fleet_some_are_strangers_and_the_others_spoke_last():
+    table, rng = make(), random.Random(1)
+    ids = [f"{number:010d}" for number in range(3 * NEAREST)]
+    for node_id in ids:
+        table.heard(node_info(node_id), None, 0.0)
+    spoke, gone = set(ids[::3]), set(ids[:60:3])
+    for node_id in ids[::3]:
+        table.heard(node_info(node_id), None, 1.0)
+    table.judge(1.0)
+    for node_id in gone:
+        table.link_broke(node_id, "cut", 1.0)
+    for strangers in range(3):
+        some = [table.some_alive(8, rng, strangers=strangers) for _ in range(2000)]
+        assert all(len(set(drawn)) == 8 for drawn in some)
+        assert all(len(set(drawn) - spoke) <= strangers for drawn in some)
+        met = set().union(*some)
+        assert spoke - gone <= met
+        assert not met & gone
+        assert len(met - spoke) >= strangers * 200
+
+
 def test_a_large_fleet_is_told_of_those_that_spoke_last():
     ids = [f"{number:010d}" for number in range(100)]
     for mesh, always in ((64, True), (128, False)):
@@ -360,6 +382,6 @@ def test_each_peer_has_the_state_that_its_silence_asks_for(seed):
         }
         assert set(table.quiet(words.now)) == set(filter(words.quiet, words.known))
         alive = {one for one in words.known if state(table, one) is ALIVE}
-        some = table.some_alive(2, rng)
+        some = table.some_alive(2, rng, strangers=rng.randrange(3))
         assert len(set(some)) == len(some) == min(2, len(alive))
         assert set(some) <= alive

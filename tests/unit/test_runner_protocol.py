@@ -11,6 +11,8 @@ from edgeorch.runner import protocol
 
 MESSAGES = [
     protocol.Start(id=1, key="a.1", argv=("true",), env={"A": "b"}, output_max=5, lease_s=1.5),
+    protocol.Start(id=1, key="a.1", argv=("true",), env={}, output_max=5, most=4),
+    protocol.Withdraw(id=6, key="a.1"),
     protocol.Stop(id=2, key="a.1", grace_s=10.0),
     protocol.Forget(id=3, key="a.1"),
     protocol.Renew(leases={"a.1": 9.5}),

@@ -81,10 +81,10 @@ async def test_the_store_says_that_it_stalls_and_takes_nothing_more(tmp_path, nu
     hang, hanging = threading.Event(), threading.Event()
     apply = sqlite._apply
 
-    def hanging_apply(connection, calls, **how):
+    def hanging_apply(*arguments, **how):
         hanging.set()
         hang.wait(60)
-        return apply(connection, calls, **how)
+        return apply(*arguments, **how)
 
     monkeypatch.setattr(sqlite, "_apply", hanging_apply)
     monkeypatch.setattr(sqlite, "STALLED_S", 1e-9)

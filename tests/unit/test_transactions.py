@@ -45,8 +45,9 @@ async def test_a_short_task_is_written_twice(autojump_clock, fleet, nursery, wri
     transactions = written(a)
     task = await ended(a, await a.submit("true", callback_url="http://x.example/"))
     begin, end = transactions
-    assert [type(one) for one in begin if isinstance(one, PutTask | PutRun)] == [PutTask, PutRun]
-    assert [type(one) for one in end if isinstance(one, PutTask | DropRun)] == [PutTask, DropRun]
+    # Over in a moment: no run has a row beside its task's.
+    assert [type(one) for one in begin if isinstance(one, PutTask | PutRun)] == [PutTask]
+    assert [type(one) for one in end if isinstance(one, PutTask | DropRun)] == [PutTask]
     # Nothing is lost of the story: it ran, then it ended.
     assert states(end) == ["running", "running", "succeeded", "succeeded"]
     assert [kind for _, kind, _ in a.notes.sent] == ["started", "ended"]
@@ -103,6 +104,38 @@ async def test_a_service_that_stays_is_told_to_run(autojump_clock, fleet, nurser
     running = await until(a, task, lambda now: now.state is T.RUNNING)
     assert trio.current_time() - running.created_at + 1e9 == pytest.approx(SHORT_S, abs=0.01)
     assert any(isinstance(one, PutRun) and one.run.state is A.RUNNING for one in transactions[-1])
+    await ended(a, task)
+    assert any(isinstance(one, DropRun) for one in transactions[-1])
+
+
+@pytest.mark.parametrize("host", [False, True], ids=["the node crashes", "its machine crashes"])
+async def test_a_service_of_a_moment_is_known_by_its_task(autojump_clock, fleet, nursery, host):
+    (a,) = await started(fleet, nursery, "a")
+    task = await a.submit("sleep", "20", retry={"max_attempts": 1})
+    await trio.sleep(SHORT_S / 2)
+    assert await a.store.runs() == []
+    a.crash(host=host)
+    a.store = a.store.reopened()
+    await nursery.start(a.run)
+    if not host:
+        await until(a, task, lambda now: now.state is T.RUNNING)
+        assert len(await a.store.runs()) == 1
+    done = await ended(a, task)
+    assert (done.state, len(done.attempts)) == ((T.LOST if host else T.SUCCEEDED), 1)
+    assert await a.store.runs() == []
+    await trio.sleep(1)
+    assert a.host.services == {}
+
+
+async def test_a_lease_that_is_renewed_at_once_delays_no_word_of_the_start(autojump_clock, fleet, nursery):
+    a, b = await started(fleet, nursery, "a", "b")
+    task = await a.submit("sleep", "100", placement={"node": "b"})
+    await trio.sleep(SHORT_S / 2)
+    (life,) = b.executor.lives().values()
+    assert life.begun.is_set()
+    life.renewed(b.executor.seams.boottime())
+    with trio.fail_after(1):
+        await until(a, task, lambda now: now.state is T.RUNNING)
 
 
 async def test_waiting_tasks_are_placed_in_one_transaction(autojump_clock, fleet, nursery, written):
@@ -113,9 +146,7 @@ async def test_waiting_tasks_are_placed_in_one_transaction(autojump_clock, fleet
     transactions = written(a)
     for task in waiting:
         await ended(a, task)
-    placed = [
-        sum(isinstance(one, PutRun) for one in each) for each in transactions if "placing" in states(each)
-    ]
+    placed = [states(each).count("placing") for each in transactions]
     assert sum(placed) == 8
     assert max(placed) > 1
 
@@ -129,7 +160,8 @@ async def test_one_plan_that_cannot_be_stored_does_not_hold_up_the_others(
     commit = a.store.commit_both
 
     async def picky(changes, runs=()):
-        if any(isinstance(one, PutRun) and one.run.offer.name == "bad" for one in runs):
+        placed = [one.task for one in changes if isinstance(one, PutTask) and one.task.state is T.PLACING]
+        if any(task.name == "bad" for task in placed):
             await trio.lowlevel.checkpoint()
             raise StorageError("this row is too much")
         return await commit(changes, runs)

@@ -18,6 +18,7 @@ from edgeorch.wire.handshake import HANDSHAKE_S
 from edgeorch.wire.link import DRAIN_S, MAX_INBOUND, MAX_QUEUED
 from edgeorch.wire.links import IDLE_S
 from edgeorch.wire.messages import Chunk, Done, FollowOutput, Goodbye, Hello, Renew, Renewed
+from edgeorch.wire.pulse import FRESH_S, LATE_S
 
 
 async def done(_sender, _request):
@@ -527,6 +528,38 @@ async def test_too_many_requests_of_one_peer_are_refused(net, autojump_clock):
         for _ in range(MAX_INBOUND + 3):
             nursery.start_soon(_unwrapped, a.call, B, Goodbye(), refused)
     assert [error.slug for error in refused] == ["too-many-requests"] * 3
+
+
+async def test_what_came_before_the_end_of_a_pause_is_as_old_as_the_pause(net, autojump_clock):
+    paused_s, served = 0.0, []
+
+    async def serve(sender, _request):
+        served.append(sender.node_id)
+        return Done()
+
+    async def ask(links, left_s):
+        with trio.fail_after(left_s):
+            await links.call(B, Goodbye())
+
+    a, c = net.add(A), net.add(C)
+    net.add(B, Handlers({Goodbye: serve}), clock=lambda: trio.current_time() + paused_s)
+    await net.start(A, B, C)
+    a.want(B, [(B, 1)])
+    await ask(a, 5)
+    paused_s = 20.0
+    with pytest.raises(EdgeorchError, match="Goodbye was out of time when it was read") as refused:
+        await ask(a, 19)
+    assert refused.value.slug == "unavailable"
+    assert served == [A]
+    await ask(a, 25)
+    c.want(B, [(B, 1)])
+    await ask(c, 5)
+    assert served == [A, A, C], "nothing on a new link is from before the pause"
+    await trio.sleep(FRESH_S)
+    await ask(a, 5)
+    paused_s += LATE_S
+    await ask(a, 0.5)
+    assert served == [A, A, C, A, A], "a busy machine is not a pause"
 
 
 async def test_an_answer_that_comes_late_is_ignored(net, autojump_clock):

@@ -49,13 +49,14 @@ class MemoryNet:
     def transport(self, node_id):
         return _Transport(self, node_id)
 
-    def add(self, node_id, handlers=None, *, max_links=64, says=None):
+    def add(self, node_id, handlers=None, *, max_links=64, says=None, clock=trio.current_time):
         links = Links(
             self.transport(node_id),
             says or (lambda: hello(node_id)),
             handlers or Handlers(),
             max_links=max_links,
             rng=random.Random(1),
+            clock=clock,
         )
         links.events = []
         links.on_hello = lambda sender, _hello, who: links.events.append(
