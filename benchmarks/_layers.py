@@ -8,12 +8,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from _load import rate, request
 from _nodes import PATIENCE_S, Fleet
 
-LAYERS = {
+Layers = Mapping[str, Sequence[str]]
+"""Layer to what the paths of its files contain; the first that fits counts."""
+LAYERS: Layers = {
     "HTTP: edgeorch/rest": ("edgeorch/rest/",),
     "HTTP: Quart, Werkzeug, Hypercorn": ("/quart/", "/quart_trio/", "/werkzeug/", "/hypercorn/"),
     "edgeorch/dispatch, scheduler, scoring": (
@@ -32,11 +35,7 @@ IDLE = "'select.epoll' objects"
 
 
 def shares(task: dict[str, object], clients: int, tasks: int) -> dict[str, float]:
-    """Layer to its share of the loop's time.
-
-    What C code takes is its caller's. The profile makes each call of Python dearer, so layers of many short
-    functions, such as Trio, look larger than they are.
-    """
+    """Layer to its share of the loop's time."""
     with (
         tempfile.TemporaryDirectory(prefix="edgeorch-profile-") as place,
         Fleet(Path(place), "node") as fleet,
@@ -51,7 +50,7 @@ def shares(task: dict[str, object], clients: int, tasks: int) -> dict[str, float
         node.process.send_signal(signal.SIGUSR1)
         rate(node.address, what, tasks, clients)
         node.process.send_signal(signal.SIGUSR2)
-        return _by_layer(_stats(file))
+        return by_layer(_stats(file), LAYERS)
 
 
 def _stats(file: Path) -> pstats.Stats:
@@ -63,20 +62,25 @@ def _stats(file: Path) -> pstats.Stats:
     raise SystemExit("the node has not written its profile")
 
 
-def _by_layer(stats: pstats.Stats) -> dict[str, float]:
+def by_layer(stats: pstats.Stats, layers: Layers) -> dict[str, float]:
+    """Layer to its share of a profile, and that of what is in none of them.
+
+    What C code takes is its caller's. The profile makes each call of Python dearer, so layers of many short
+    functions, such as Trio, look larger than they are.
+    """
     seconds: Counter[str] = Counter()
     for (file, _, name), (*_, own, _total, callers) in stats.stats.items():  # type: ignore[attr-defined]
         if IDLE in name:
             continue
         if file != "~":
-            seconds[_layer(file)] += own
+            seconds[_layer(file, layers)] += own
             continue
         for caller, numbers in callers.items():
-            seconds[_layer(caller[0])] += numbers[2]
+            seconds[_layer(caller[0], layers)] += numbers[2]
     whole = sum(seconds.values())
-    return {layer: seconds[layer] / whole for layer in (*LAYERS, OTHERS)}
+    return {layer: seconds[layer] / whole for layer in (*layers, OTHERS)}
 
 
-def _layer(file: str) -> str:
-    found = (layer for layer, parts in LAYERS.items() if any(part in file for part in parts))
+def _layer(file: str, layers: Layers) -> str:
+    found = (layer for layer, parts in layers.items() if any(part in file for part in parts))
     return next(found, OTHERS)

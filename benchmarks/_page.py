@@ -47,6 +47,16 @@ many short functions looks larger than it is.
 
 {layers}
 """
+MEMBERSHIP = """## What membership costs in a large fleet
+
+`make profile ARGS=--write` on {date}: {machine}.
+
+CPU milliseconds of a virtual node in a second, without TLS and sockets, by whose code it is in under cProfile
+as above. One node goes on alone once its fleet has settled; where all share a process, the tables of the
+large fleet do not fit into the processor's cache, and a real node has only its own.
+
+{table}
+"""
 SOAK = """## {minutes:g} minutes at {share:.0%} of what it can do
 
 `make soak ARGS=--write` on {date}: {machine}.
@@ -114,6 +124,8 @@ def page(results: dict[str, Any]) -> str:
         pieces.append(PARTS.format_map(own | {"table": table(own["rows"])}))
     if profile := results.get("profile"):
         pieces.append(PROFILE.format_map(profile | _profile_tables(profile)))
+    if membership := results.get("membership"):
+        pieces.append(MEMBERSHIP.format_map(membership | {"table": fleet_table(membership["fleets"])}))
     if soak := results.get("soak"):
         share = soak["offered_per_s"] / soak["capacity_per_s"]
         pieces.append(SOAK.format_map(soak | {"share": share, "table": _thirds(soak["thirds"])}))
@@ -139,6 +151,22 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {row.ratio:.2f} ({row.low:.2f} to {row.high:.2f}) | {row.goal or 'none'} | {verdict} |"
         )
     return "\n".join(lines)
+
+
+def fleet_table(fleets: list[dict[str, Any]]) -> str:
+    """What the membership of a node does in each fleet, the largest part of its time first."""
+    layers = sorted(fleets[-1]["layers"], key=lambda name: -fleets[-1]["layers"][name])
+    rows = [
+        ("messages that it sends, /s", [fleet["messages"] for fleet in fleets]),
+        ("links that it opens, /s", [fleet["links"] for fleet in fleets]),
+        ("CPU time of a lone node, ms/s", [fleet["cpu"] for fleet in fleets]),
+        *((f"of it: {layer}", [fleet["layers"][layer] for fleet in fleets]) for layer in layers),
+        ("CPU time where all share a process, ms/s", [fleet["together"] for fleet in fleets]),
+    ]
+    smallest, *_, largest = zip(*(values for _, values in rows), strict=True)
+    ratios = [large / small if small else None for small, large in zip(smallest, largest, strict=True)]
+    lines = [(what, [*values, ratio]) for (what, values), ratio in zip(rows, ratios, strict=True)]
+    return _columns([*fleets, {"what": "ratio"}], lines)
 
 
 def _thirds(rows: Sequence[tuple[str, float, float, bool]]) -> str:

@@ -5,7 +5,8 @@ wait, then some that are run: one by one, from several clients, in batches of 10
 node. For each load it prints how often each step was taken, its mean, what all of them together come to for a
 task, and the bounds of its median and of its 99th part in a hundred; whose CPU time a task takes, which
 depends less on what else the machine does; and whose code the node's loop is in meanwhile. Steps overlap: a
-task is run while it is waited for, and what is placed has been ranked and committed.
+task is run while it is waited for, and what is placed has been ranked and committed. Last it says where the
+CPU time of a node's membership goes in large fleets.
 """
 
 import argparse
@@ -15,19 +16,24 @@ import os
 import resource
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import _layers
+import _membership
 from _load import rate, request
 from _nodes import Fleet, threads_cpu_s
-from _page import section, write
+from _page import fleet_table, section, write
 from prometheus_client.parser import text_string_to_metric_families
+
+from edgeorch.rest.probes import RENDER_S
 
 TASK = {"name": "profile", "service": [{"driver": "native", "argv": ["/bin/true"]}]}
 WAITING = TASK | {"placement": {"constraints": ["labels.none == here"]}}
 THERE = TASK | {"placement": {"node": "other"}}
 BATCH = 100
 CHILDREN = 500
+FLEETS = (100, 1000)
 STEPS = {
     "rest_request": "request to answer",
     "rest_accept": "accept: who asks for what, and the body",
@@ -136,6 +142,7 @@ def measure(what, body, clients, tasks, *, nodes=("alone",), wait="wait=30", lay
         before, cpu = look(fleet), used(fleet)
         a_second = rate(fleet.nodes[0].address, asked, calls, clients) * each
         spent = {who: (end - cpu[who]) / calls / each * 1e3 for who, end in used(fleet).items()}
+        time.sleep(RENDER_S)  # what is asked for again so soon is as it was
         steps = between(before, look(fleet))
     load = {
         "what": what,
@@ -156,8 +163,8 @@ def child_ms():
     return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / CHILDREN * 1e3
 
 
-def main(options):
-    """Each load."""
+def tasks(options):
+    """Each load of tasks."""
     crowd = f"single POSTs, {options.clients} clients"
     count = options.tasks
     loads = [
@@ -174,11 +181,27 @@ def main(options):
         write("profile", section([], **profile))
 
 
+def fleets(options):
+    """Fleets in which nothing is run."""
+    found = _membership.look(*FLEETS)
+    print(f"\nCPU time of a node's membership, ms/s\n{fleet_table(found)}")
+    if options.write:
+        write("membership", section([], fleets=found))
+
+
+PARTS = {"tasks": tasks, "fleets": fleets}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: both)")
     parser.add_argument("--tasks", type=int, default=300, help="of each load (default 300)")
     parser.add_argument("--clients", type=int, default=64, help="of the third load (default 64)")
     parser.add_argument("--write", action="store_true", help="write README.md and results.json")
-    main(parser.parse_args())
+    given = parser.parse_args()
+    if unknown := set(given.parts) - PARTS.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    for name in given.parts or PARTS:
+        PARTS[name](given)
