@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Sequence
 
 from edgeorch.addresses import IPAddress, is_loopback
-from edgeorch.policy.patterns import glob
+from edgeorch.policy.patterns import Glob
 
 KEY = "policy.callbacks"
 _CLOSED = tuple(
@@ -60,7 +60,7 @@ class CallbackTargets:
                 if not named or "/" in entry or ":" in entry:
                     said = f"{entry!r} is neither a network (192.168.0.0/16) nor the name of a host"
                     raise ValueError(said) from None
-                self._names.append(glob(entry.lower().rstrip(".")))
+                self._names.append(Glob(entry.lower().rstrip(".")))
 
     def refusal(self, host: str, address: str, *, loopback: bool) -> str:
         """Why a callback must not go to an address; empty where it may.
@@ -100,7 +100,7 @@ class CallbackTargets:
     def _lists(self, host: str, address: str) -> bool:
         """Whether the host is listed by its name; an address has none."""
         name = host.lower().rstrip(".")
-        return self._everything or (name != address and any(known.fullmatch(name) for known in self._names))
+        return self._everything or (name != address and any(known.matches(name) for known in self._names))
 
 
 def _readings(address: IPAddress) -> Iterator[IPAddress]:

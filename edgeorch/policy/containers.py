@@ -6,7 +6,7 @@ from edgeorch import config
 from edgeorch.model import ContainerFacts
 from edgeorch.policy.images import Images
 from edgeorch.policy.paths import HostPaths
-from edgeorch.policy.patterns import covers, glob
+from edgeorch.policy.patterns import Glob, covers
 from edgeorch.policy.refuse import Refuse
 
 GPUS = "gpus"
@@ -109,7 +109,7 @@ class ContainerRules:
 def _unlisted(what: str, names: Sequence[str], listed: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Those of the Engine's volumes or networks that no pattern of the list matches."""
     for name in names:
-        if not any(glob(entry).fullmatch(name) for entry in listed):
+        if not any(Glob(entry).matches(name) for entry in listed):
             yield f"policy.{what}s", f"policy.{what}s does not list the {what} {name}"
 
 

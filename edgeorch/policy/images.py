@@ -13,7 +13,7 @@ from typing import Self
 
 from edgeorch.errors import ConfigError
 from edgeorch.files import small_text
-from edgeorch.policy.patterns import glob
+from edgeorch.policy.patterns import Glob
 
 EVERYTHING = frozenset({"*", "**"})
 _LARGEST = 1 << 20
@@ -57,10 +57,10 @@ class Reference:
 class ImageRule:
     """What one pattern allows."""
 
-    name: re.Pattern[str]
-    tag: re.Pattern[str] | None = None
+    name: Glob
+    tag: Glob | None = None
     """None: any tag."""
-    digest: re.Pattern[str] | None = None
+    digest: Glob | None = None
     """None: also without a digest, or by any where ``tag`` is None, too."""
 
     def allows(self, asked: Reference) -> bool:
@@ -68,11 +68,11 @@ class ImageRule:
 
         A digest makes the Engine forget the tag, so an entry with a tag says nothing about a pinned image.
         """
-        if not self.name.fullmatch(asked.name):
+        if not self.name.matches(asked.name):
             return False
         if asked.digest:
-            return bool(self.digest.fullmatch(asked.digest)) if self.digest else self.tag is None
-        return not self.digest and (self.tag is None or bool(self.tag.fullmatch(asked.tag or "latest")))
+            return self.digest.matches(asked.digest) if self.digest else self.tag is None
+        return not self.digest and (self.tag is None or self.tag.matches(asked.tag or "latest"))
 
 
 def read_entry(entry: str) -> str | ImageRule:
@@ -90,8 +90,8 @@ def read_entry(entry: str) -> str | ImageRule:
         raise ValueError(f"{entry!r} is not a digest: sha256: and 64 hexadecimal digits")
     asked = Reference.of(entry)
     if asked.digest:
-        return ImageRule(glob(asked.name), digest=glob(asked.digest))
-    return ImageRule(glob(asked.name), tag=glob(asked.tag) if asked.tag else None)
+        return ImageRule(Glob(asked.name), digest=Glob(asked.digest))
+    return ImageRule(Glob(asked.name), tag=Glob(asked.tag) if asked.tag else None)
 
 
 class Images:
