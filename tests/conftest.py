@@ -6,6 +6,11 @@ import shutil
 import subprocess
 
 import pytest
+from hypothesis import settings
+
+# By itself it fails an example that takes 0.2 s, which any may on a machine that has something else to do.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @functools.cache
