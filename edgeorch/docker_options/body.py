@@ -229,12 +229,19 @@ def _security(values: Values, read_file: ReadFile | None) -> tuple[list[str], bo
 
 def _ports(values: Values, body: Body) -> dict[str, list[dict[str, str]]]:
     """Fill ``ExposedPorts``; return the bindings."""
+    published, exposed = values.each("publish", ports.publish), values.each("expose", ports.expose)
+    count = sum(len(one.container) for one in published) + sum(len(one.container) for one in exposed)
+    if count > ports.MOST:
+        raise DockerOptionError(
+            f"--publish and --expose name {count} ports; {ports.MOST} are allowed",
+            hint="a container with --network host needs none of them",
+        )
     bindings: dict[str, list[dict[str, str]]] = {}
-    for published in values.each("publish", ports.publish):
-        for port, binding in published:
+    for group in published:
+        for port, binding in group.bindings():
             bindings.setdefault(port, []).append(binding)
-    exposed = [port for group in values.each("expose", ports.expose) for port in group]
-    body["ExposedPorts"] = {port: {} for port in [*bindings, *exposed]}
+    names = [name for group in exposed for name in group.names()]
+    body["ExposedPorts"] = {port: {} for port in [*bindings, *names]}
     return bindings
 
 

@@ -286,3 +286,11 @@ def test_facts(options, field, value):
 def test_a_network_disk_is_named_with_its_kind():
     wants = facts("--mount", "dst=/b,volume-opt=type=nfs,volume-opt=device=:/x")
     assert wants.other == ("--mount volume-opt=type=nfs",)
+
+
+def test_ports_are_counted_before_they_are_listed():
+    made = body("-p", "8000-8499:8000-8499/udp", "--expose", "1-500")
+    assert len(made["ExposedPorts"]) == 1000
+    assert "1001 ports; 1000 are allowed" in refused("-p", "8000-8499:8000-8499", "--expose", "1-501")
+    # A list of them all would not fit into memory.
+    assert "1310700000 ports" in refused(*["-p", "1-65535:1-65535"] * 20_000)
