@@ -96,9 +96,8 @@ class ContainerRules:
         yield from (text for text in facts.namespaces if _namespace(text)[1] != "host")
         yield from (f"the security option {name}" for name in facts.security_opts)
         yield from facts.other
-        for path in facts.binds:
-            if socket := self._paths.socket_behind(path):
-                yield f"{path}, through which it reaches the Docker socket {socket}"
+        for path, socket in self._paths.sockets_behind(facts.binds):
+            yield f"{path}, through which it reaches the Docker socket {socket}"
 
     def _allows_device(self, text: str) -> bool:
         if text.startswith("--gpus "):

@@ -1,7 +1,8 @@
 """Folders of the host: which of them a container may mount, and which mounts reach a Docker Engine."""
 
+import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 
 ENGINE_SOCKETS = (
@@ -11,6 +12,8 @@ ENGINE_SOCKETS = (
     "/run/podman/podman.sock",
 )
 """Whoever reaches one of these is root on the host."""
+PATH_MAX = 4096
+"""Bytes of a path that the kernel takes, with the one that ends it (linux/limits.h)."""
 
 
 class HostPaths:
@@ -37,32 +40,52 @@ class HostPaths:
         """
         if not path.startswith("/") or "\0" in path:
             return False
-        readings = (path, os.path.normpath(path))
-        return all(any(self.covers(listed, reading) for listed in self._listed) for reading in readings)
+        listed = [place for folder in self._listed if (place := self._place(folder)) is not None]
+        places = [self._place(reading) for reading in _readings(path)]
+        return all(place is not None and _in_any(place, listed) for place in places)
 
-    def socket_behind(self, path: str) -> str:
-        """A Docker socket in a mount of the path, by its text or by where its links lead; empty: none."""
-        readings = {path, os.path.normpath(path)}
-        return next((socket for socket in self._sockets if self._holds(readings, socket)), "")
+    def sockets_behind(self, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Paths whose mounts hold a Docker socket, by text or by where links lead, each with its socket."""
+        sockets = [(socket, self._place(socket)) for socket in self._sockets]
+        for path in paths:
+            written = [PurePosixPath(reading) for reading in _readings(path)]
+            led_to = [place for reading in _readings(path) if (place := self._place(reading)) is not None]
+            for socket, place in sockets:
+                if _in_any(PurePosixPath(socket), written) or (place is not None and _in_any(place, led_to)):
+                    yield path, socket
+                    break
 
     def covers(self, folder: str, path: str) -> bool:
         """Whether the path lies in the folder once links are followed."""
-        try:
-            return PurePosixPath(self._resolve(path)).is_relative_to(self._resolve(folder))
-        except OSError:
-            return False
+        place, outer = self._place(path), self._place(folder)
+        return place is not None and outer is not None and place.is_relative_to(outer)
 
-    def _holds(self, readings: set[str], socket: str) -> bool:
-        written = any(PurePosixPath(socket).is_relative_to(reading) for reading in readings)
-        return written or any(self.covers(reading, socket) for reading in readings)
+    def _place(self, path: str) -> PurePosixPath | None:
+        """Where a path leads, as far as this node may see it."""
+        try:
+            return PurePosixPath(self._resolve(path))
+        except (OSError, ValueError):  # the latter: it has a character that none can have
+            return None
+
+
+def _readings(path: str) -> set[str]:
+    """As the kernel reads it, and as the Engine does."""
+    return {path, os.path.normpath(path)}
+
+
+def _in_any(place: PurePosixPath, folders: Sequence[PurePosixPath]) -> bool:
+    return any(place.is_relative_to(folder) for folder in folders)
 
 
 def resolved(path: str) -> str:
     """The path without links; what does not exist yet stays as it is written.
 
     Raises:
-        OSError: this node may not look at it, so it cannot say where the path leads.
+        OSError: this node may not look at it, so it cannot say where the path leads; or the kernel may not.
     """
+    if len(path) >= PATH_MAX:
+        # Python would look at each part of it by itself.
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), path)
     try:
         return os.path.realpath(path, strict=True)
     except FileNotFoundError:

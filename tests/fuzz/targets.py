@@ -36,7 +36,8 @@ from edgeorch.identity import issue
 from edgeorch.identity.revocation import read_revocations
 from edgeorch.membership.mdns import Fleet
 from edgeorch.membership.responder import SERVICE, Responder
-from edgeorch.model import NodeInfo, Peer, PeerState, TaskSpec
+from edgeorch.model import Caller, ContainerService, NodeInfo, Peer, PeerState, TaskSpec
+from edgeorch.policy import Policy
 from edgeorch.policy.callback_targets import CallbackTargets
 from edgeorch.policy.images import Images
 from edgeorch.rest import tokens
@@ -196,7 +197,13 @@ def runner(data):
 # What people write
 
 
+CONTAINER = TaskSpec(name="a", service=(ContainerService(image="a"),))
+CALLER = Caller(token="a", role="submit")
+JUDGE = Policy(config.Policy(images=("*",), host_paths=("/a",), devices=("/dev/a*",), volumes=("*b",)))
+
+
 def docker(data):
+    """Options, a line each; and what a policy says of them."""
     words = text_of(data).split("\n")
     try:
         body, facts = parse(*split(["docker", "run", *words]), read_file=lambda _: data)
@@ -204,6 +211,10 @@ def docker(data):
         return why(error, *words)
     assert json.loads(json.dumps(body)) == body
     assert facts.privileged == body["HostConfig"]["Privileged"]
+    try:
+        JUDGE.check(CONTAINER, CONTAINER.service[0], CALLER, runner_is_other_user=True, container=facts)
+    except EdgeorchError as error:
+        return why(error, *words)
     return " ".join(sorted(key for key, value in body["HostConfig"].items() if value))[:80]
 
 
@@ -474,6 +485,7 @@ TARGETS = {
             b"--network\nname=n,alias=a\n--ulimit\nnofile=1:2\n--memory=64m\n--cpus\n1.5\n--gpus\nall\ni\n-x",
             b"--device\n/dev/a:/dev/b:r\n--log-opt\na=b\n--health-cmd\nx\n--restart\non-failure:3\n--\ni",
             b"--env-file\n/a\n--label-file\n/b\n--security-opt\nseccomp=/c\n--tmpfs\n/t:size=1m\ni",
+            b"-p\n1-65535:1-65535\n--expose\n1-65535\n-v\nb:/b\ni",
         ),
         (
             b"\n",

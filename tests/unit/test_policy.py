@@ -8,6 +8,7 @@ from edgeorch import config
 from edgeorch.errors import PolicyError
 from edgeorch.model import Caller, ContainerFacts, ContainerService, NativeService, TaskSpec
 from edgeorch.policy import Policy
+from edgeorch.policy.paths import resolved
 from edgeorch.services import ListedService, load_services
 
 IMAGE = ContainerService(image="hello-world")
@@ -249,6 +250,30 @@ def test_a_link_to_an_engine_is_one_too(tmp_path):
             continue
         with pytest.raises(PolicyError, match="reaches the Docker socket"):
             check(policy, IMAGE, facts=facts)
+
+
+@pytest.mark.parametrize("folder", ["/srv" + "/a" * 2048, "/srv/" + "../srv/" * 9000, "/srv/a\0b"])
+def test_a_path_that_no_file_can_have_is_refused_without_a_look(folder):
+    looked = []
+
+    def resolve(path):
+        looked.append(path)
+        return resolved(path)
+
+    policy = Policy(config.Policy(host_paths=("/srv",)), resolve=resolve)
+    with pytest.raises(PolicyError, match="host_paths"):
+        check(policy, IMAGE, facts=ContainerFacts(binds=(folder,) * 3))
+    with pytest.raises((OSError, ValueError)):
+        resolved(folder)
+    # For each mount once or twice, and not for each socket.
+    assert sum(path == folder for path in looked) <= 4
+
+
+def test_a_long_way_to_write_an_engine_is_one_too():
+    policy = Policy(config.Policy(host_paths=("/",)))
+    for path in ("/" * 5000 + "run/docker.sock", "/run/" + "./" * 5000, "/" + "x/../" * 5000):
+        with pytest.raises(PolicyError, match="reaches the Docker socket"):
+            check(policy, IMAGE, facts=ContainerFacts(binds=(path,)))
 
 
 def test_links_on_the_host(tmp_path):
