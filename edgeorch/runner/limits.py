@@ -8,9 +8,10 @@ inside, a small one would throttle the runner or, at worst, kill it for want of 
 service has used is charged to its group, and counts.
 
 Of the rlimits RLIMIT_DATA is taken. RLIMIT_AS counts what a program only reserves, which is gigabytes for Go,
-Java and JavaScript, and RLIMIT_RSS does nothing. It is set a few microseconds after the start, as posix_spawn
-could not allocate below it; it holds for each process alone. No rlimit shares CPU time out: without a cgroup
-nobody keeps ``cpus``.
+Java and JavaScript, and RLIMIT_RSS does nothing. The runner takes it on for the moment of the start, so that
+the service has it from the beginning. Below a small one the runner could not allocate itself: that is set
+right after the start, which on a busy machine can be later than the service allocates. It holds for each
+process alone. No rlimit shares CPU time out: without a cgroup nobody keeps ``cpus``.
 """
 
 import contextlib
@@ -22,6 +23,9 @@ from pathlib import Path
 _CONTROLLERS = {"memory": "cgroup:memory", "cpu": "cgroup:cpus"}
 _PERIOD_US = 100_000
 _HOME = "runner"
+_ROOM = 32 << 20
+"""Bytes that the runner needs for a start at most: a thread, with its stack, among them."""
+_PAGE = resource.getpagesize()
 
 
 class Limits:
@@ -80,11 +84,23 @@ class Limits:
 
     @contextlib.contextmanager
     def entered(self, key: str, cpus: float, memory: int) -> "Iterator[Group | None]":
-        """The group in which the body's child starts; None where no cgroup is to limit it.
+        """Around the start of a service: what it has of this from its beginning on.
+
+        Yields:
+            its group; None where no cgroup is to limit it.
 
         Raises:
             OSError: the group cannot be made.
         """
+        by_rlimit = memory and "rlimit:memory" in self.kept
+        with (
+            _below(memory) if by_rlimit else contextlib.nullcontext(),
+            self._in_group(key, cpus, memory) as group,
+        ):
+            yield group
+
+    @contextlib.contextmanager
+    def _in_group(self, key: str, cpus: float, memory: int) -> "Iterator[Group | None]":
         limited = (memory and "cgroup:memory" in self.kept) or (cpus and "cgroup:cpus" in self.kept)
         if not limited or self._root is None:
             yield None
@@ -108,8 +124,7 @@ class Limits:
             OSError: not possible; the service is to be ended.
         """
         if memory and "rlimit:memory" in self.kept:
-            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-            most = memory if hard == resource.RLIM_INFINITY else min(memory, hard)
+            most = _allowed(memory)
             # A program that has become another user, by a set-user-ID bit, is out of reach.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
@@ -155,6 +170,28 @@ class Group:
         """Remove the empty group."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+
+@contextlib.contextmanager
+def _below(memory: int) -> Iterator[None]:
+    """Have this limit, if it leaves room for this process itself, and so do children that start meanwhile."""
+    own, most = resource.getrlimit(resource.RLIMIT_DATA), _allowed(memory)
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5]) * _PAGE
+    if most < used + _ROOM:
+        yield
+        return
+    # The hard limit could not be taken back.
+    resource.setrlimit(resource.RLIMIT_DATA, (most, own[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, own)
+
+
+def _allowed(memory: int) -> int:
+    """The limit, or this process's own hard one, above which nobody gets."""
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    return memory if hard == resource.RLIM_INFINITY else min(memory, hard)
 
 
 def _enter(group: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -180,6 +181,17 @@ def test_without_cgroups_memory_is_limited_by_process(tmp_path):
         process.kill()
         process.wait()
     limits.apply(process.pid, None, 0, 1 << 20)  # one that has ended meanwhile is no error
+
+
+def test_a_service_has_its_limit_from_its_beginning():
+    own = resource.getrlimit(resource.RLIMIT_DATA)
+    ask = [sys.executable, "-c", "import resource; print(resource.getrlimit(resource.RLIMIT_DATA)[0])"]
+    # Below the small one, nobody could start anything.
+    for memory, expected in ((8 << 30, 8 << 30), (1 << 20, own[0])):
+        with Limits(None).entered("a.1", 0, memory) as group:
+            said = subprocess.run(ask, capture_output=True, check=True).stdout
+        assert (group, int(said)) == (None, expected)
+        assert resource.getrlimit(resource.RLIMIT_DATA) == own
 
 
 def test_a_group_that_others_use_is_left_alone(delegated):
