@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import resource
+import select
 import subprocess
 import sys
 import tempfile
@@ -285,8 +286,10 @@ def test_what_happens_in_the_confined_thread_comes_back(tmp_path):
 @needs_landlock
 def test_what_was_made_for_a_folder_serves_it_again_and_no_other(tmp_path, monkeypatch):
     made, built = landlock.Landlock([tmp_path]), []
-    # Others make files beside the closed folder all the time here, after which nothing made before is good.
+    # Others make files beside the closed folder all the time here, and mount, after which nothing made before
+    # is good.
     monkeypatch.setattr(made, "_refresh", lambda: None)
+    monkeypatch.setattr(made, "_mounted", select.poll())
     make = made._make
     monkeypatch.setattr(made, "_make", lambda paths: built.append(paths[-1]) or make(paths))
     works = [tmp_path / str(number) for number in range(landlock._MADE + 1)]
