@@ -44,9 +44,9 @@ def covers(pattern: str, path: str) -> bool:
     place = PurePosixPath(path)
     if not path.startswith("/") or ".." in place.parts:
         return False
-    ends = Glob(pattern).ends(str(place)) - {0}
+    text = str(place)
     # the root, a folder on the way, or the path itself
-    return any(end == 1 or str(place)[end : end + 1] in ("/", "") for end in ends)
+    return any(end == 1 or text[end : end + 1] in ("/", "") for end in Glob(pattern).ends(text) - {0})
 
 
 def _within_parts(text: str, starts: set[int]) -> set[int]:

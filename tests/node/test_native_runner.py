@@ -152,26 +152,27 @@ def test_every_daemon_hears_of_an_exit(runner):
         client.sock.close()
 
 
-def test_an_attempt_that_was_forgotten_just_now_is_started_again(runner):
+def after_a_forgotten_attempt(runner, message):
+    """A client that has sent, with ``message`` right behind it, that the ended ``a.1`` may be forgotten."""
     client = runner.connect()
     client.receive()
     start(client, "a.1", "true")
     assert client.receive().key == "a.1"
-    forget = protocol.encode(protocol.Forget(id=protocol.UNASKED, key="a.1"))
-    again = protocol.encode(protocol.Start(id=2, key="a.1", argv=("false",), env={}, output_max=1000))
-    client.sock.sendall(forget + again)
+    forget = protocol.Forget(id=protocol.UNASKED, key="a.1")
+    client.sock.sendall(protocol.encode(forget) + protocol.encode(message))
+    return client
+
+
+def test_an_attempt_that_was_forgotten_just_now_is_started_again(runner):
+    again = protocol.Start(id=2, key="a.1", argv=("false",), env={}, output_max=1000)
+    client = after_a_forgotten_attempt(runner, again)
     assert isinstance(client.receive(), protocol.Started)
     assert client.receive().ended.exit_code == 1
     client.sock.close()
 
 
 def test_an_answer_says_that_what_came_before_it_is_forgotten(runner):
-    client = runner.connect()
-    client.receive()
-    start(client, "a.1", "true")
-    assert client.receive().key == "a.1"
-    forget = protocol.encode(protocol.Forget(id=protocol.UNASKED, key="a.1"))
-    client.sock.sendall(forget + protocol.encode(protocol.List(id=2)))
+    client = after_a_forgotten_attempt(runner, protocol.List(id=2))
     assert client.receive().attempts == ()
     client.sock.close()
 
